@@ -1,0 +1,29 @@
+"""The root of a configuration: what `recipes/*.yaml` compose into and `config.yaml` in a run directory holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from tunecli.config.data import DataConfig
+from tunecli.config.launch import LaunchConfig
+from tunecli.config.model import ModelConfig
+from tunecli.config.peft import PeftConfig
+from tunecli.config.stage import StageConfig
+from tunecli.config.train import TrainConfig
+
+
+@dataclass(kw_only=True, slots=True)
+class RunConfig:
+    recipe: str = MISSING
+    """Name of the recipe, filled in by the launcher."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    peft: dict[str, PeftConfig] = field(default_factory=dict)
+    stage: StageConfig = field(default_factory=StageConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+    seed: int = 0
+    output_dir: str | None = None
+    """The run directory itself; empty: `outputs/<recipe>/<time>`."""

@@ -1,0 +1,63 @@
+"""The `train` section: the optimizer and the loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Optimizer(Enum):
+    adamw = "adamw"
+    sgd = "sgd"
+    adafactor = "adafactor"
+    adamw_8bit = "adamw_8bit"
+    paged_adamw_32bit = "paged_adamw_32bit"
+    paged_adamw_8bit = "paged_adamw_8bit"
+
+
+class Scheduler(Enum):
+    constant = "constant"
+    linear = "linear"
+    cosine = "cosine"
+
+
+class Precision(Enum):
+    """What the arithmetic runs in. Trained parameters and optimizer state are fp32 in every case."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainConfig:
+    max_steps: int | None = None
+    """Optimizer steps; empty: as many as `num_epochs` needs."""
+    num_epochs: float = 1.0
+    """Passes over the data when `max_steps` is empty."""
+    global_batch_size: int = 16
+    """Examples per optimizer step over all processes. It never depends on the number of processes."""
+    micro_batch_size: int | None = None
+    """Examples per forward; the number of micro-batches is derived and printed."""
+    micro_batch_tokens: int | None = None
+    """Tokens per forward instead. With neither set: `data.max_length` tokens."""
+    learning_rate: float = 2e-5
+    lr_scheduler: Scheduler = Scheduler.cosine
+    warmup_steps: int = 0
+    optimizer: Optimizer = Optimizer.adamw
+    weight_decay: float = 0.0
+    """Spares biases, norms and every other parameter of one dimension."""
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm; 0 does not clip."""
+    precision: Precision = Precision.auto
+    log_every: int = 1
+    eval_every: int | None = None
+    """Validation loss every so many steps; it is always computed at the end when there is validation data."""
+    save_every: int | None = None
+    """Checkpoint every so many steps; one is always written at the end."""
+    keep_last: int = 2
+    """Number of checkpoints kept."""

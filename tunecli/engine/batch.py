@@ -1,0 +1,45 @@
+"""One micro-batch, the same for every stage and every rank. Nothing about a batch travels in any other way:
+checkpointed layers run again in backward, when a context manager around forward has long closed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Sequences as the model reads them, and the tokens that are trained.
+
+    Packed: all sequences end to end in one row, `cu_seq_lens` set, `attention_mask` None.
+    Padded: one row per sequence, padded on the right, `attention_mask` set, `cu_seq_lens` None.
+    """
+
+    input_ids: Tensor
+    """[1, tokens] or [rows, width]"""
+    position_ids: Tensor
+    """the same shape, from 0 in every sequence"""
+    cu_seq_lens: Tensor | None
+    """[sequences + 1] int32: where each packed sequence starts, and the end of the last"""
+    attention_mask: Tensor | None
+    """[rows, width]"""
+    kept: Tensor
+    """[trained] index into the flattened [rows * width] positions whose output predicts a trained token"""
+    targets: Tensor
+    """[trained] the token ids to predict"""
+    weights: Tensor
+    """[trained] float32: 1, or 0 in the rows that only fill up the last global batch"""
+    num_tokens: int
+    """real tokens of real rows (no padding, no fillers)"""
+    rows: tuple[int, ...]
+    """indices of the examples in the data set, fillers left out"""
+
+    def to(self, device: torch.device) -> Batch:
+        moved = {
+            f.name: value.to(device, non_blocking=True)
+            for f in fields(self)
+            if isinstance(value := getattr(self, f.name), Tensor)
+        }
+        return replace(self, **moved)
