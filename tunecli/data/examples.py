@@ -1,0 +1,42 @@
+"""What a format makes of a row: the canonical examples that tokenisation reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Messages:
+    """A conversation, rendered with the tokenizer's chat template; the assistant's turns are trained."""
+
+    messages: list[dict[str, Any]]
+    context: int = 0
+    """Number of messages at the start whose answers are given, not trained (a conversational prompt)."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptCompletion:
+    """Raw text without a chat template; the completion and the end-of-text token are trained."""
+
+    prompt: str
+    completion: str
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Raw text, trained from its second token on."""
+
+    text: str
+
+
+Example = Messages | PromptCompletion | Text
+
+
+class Unusable(Exception):
+    """An example that cannot be trained on. `tokenize` turns it into a UserError that names file and row."""
+
+    def __init__(self, what: str, fix: str) -> None:
+        super().__init__(what)
+        self.what = what
+        self.fix = fix
