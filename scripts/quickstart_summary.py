@@ -1,0 +1,36 @@
+"""Last words of the quick start: what the run achieved, where it lies and what to do next."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+NEXT = """
+Next:
+  source .venv/bin/activate
+  tune resume {run} train.max_steps=100        go on from the last checkpoint
+  tune show recipe=sft_lora_smollm2            every setting of the recipe, and tune ls for all recipes
+  tune check recipe=sft_lora_smollm2 data.path=my.jsonl
+                                               check a run on your own data (rows with "messages") before it starts
+  tune run recipe=sft_lora_smollm2 data.path=my.jsonl data.validation=null
+"""
+
+
+def validation_losses(metrics: Path) -> list[tuple[int, float]]:
+    """(step, loss) of each evaluation of a run."""
+    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    return [(line["step"], line["eval/loss"]) for line in lines if "eval/loss" in line]
+
+
+def main() -> None:
+    run = Path(sys.argv[1])
+    losses = validation_losses(run / "metrics.jsonl")
+    (first, before), (last, after) = losses[0], losses[-1]
+    print(f"\nValidation loss: {before:.3f} at step {first}, {after:.3f} at step {last}")
+    print(f"Run directory:   {run.resolve()}")
+    print(NEXT.format(run=run))
+
+
+if __name__ == "__main__":
+    main()
