@@ -1,0 +1,204 @@
+"""What a configuration gets wrong although every value has the right type. All problems at once, each with its
+fix, before any weight is loaded; neither torch nor the network is touched."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tunecli.config.errors import Problem
+from tunecli.config.launch import Strategy
+from tunecli.config.model import Quantization
+from tunecli.config.nearest import did_you_mean
+from tunecli.config.peft import NOT_TRAINABLE_YET, LoraConfig, PeftConfig
+from tunecli.config.run import RunConfig
+from tunecli.config.train import Precision
+
+FORMATS = ("alpaca", "messages", "prompt_completion", "text")
+"""Names in the FORMATS table of `tunecli.data.formats`, which cannot be imported here; a test holds them equal."""
+
+CHAT_TEMPLATES = ("alpaca", "chatml")
+"""Named templates of `data.chat_template`; anything else is a path to a .jinja file."""
+
+POSITIVE = (
+    "data.max_length",
+    "data.max_samples",
+    "train.max_steps",
+    "train.num_epochs",
+    "train.global_batch_size",
+    "train.micro_batch_size",
+    "train.micro_batch_tokens",
+    "train.learning_rate",
+    "train.adam_epsilon",
+    "train.log_every",
+    "train.eval_every",
+    "train.save_every",
+    "train.keep_last",
+    "launch.num_processes",
+)
+NOT_NEGATIVE = ("seed", "train.warmup_steps", "train.weight_decay", "train.max_grad_norm")
+FRACTION = ("train.adam_beta1", "train.adam_beta2")
+"""From 0 up to, but without, 1."""
+
+LOCAL_PREFIXES = ("./", "../", "/", "~", "assets/")
+LOCAL_SUFFIXES = (".json", ".jsonl")
+
+
+def find_problems(config: RunConfig, *, resuming: bool = False) -> list[Problem]:
+    """Everything that is wrong with `config`. `resuming`: its run directory is meant to hold a run."""
+    return [
+        *_numbers(config),
+        *_batch(config),
+        *_schedule(config),
+        *_peft(config),
+        *_launch(config),
+        *_data(config),
+        *_paths(config),
+        *([] if resuming else _output_dir(config)),
+    ]
+
+
+def is_local(path: str) -> bool:
+    """Whether a model or data path means a file here, not an id on the Hub."""
+    return path.startswith(LOCAL_PREFIXES) or path.endswith(LOCAL_SUFFIXES)
+
+
+def _numbers(config: RunConfig) -> Iterator[Problem]:
+    for key in POSITIVE:
+        yield from _number(key, operator.attrgetter(key)(config), "greater than 0", lambda value: value > 0)
+    for key in NOT_NEGATIVE:
+        yield from _number(key, operator.attrgetter(key)(config), "0 or greater", lambda value: value >= 0)
+    for key in FRACTION:
+        yield from _number(
+            key, operator.attrgetter(key)(config), "at least 0 and below 1", lambda value: 0 <= value < 1
+        )
+
+
+def _number(key: str, value: float | None, demand: str, holds: Any) -> Iterator[Problem]:
+    if value is not None and not (math.isfinite(value) and holds(value)):
+        yield Problem(key, f"is {value}", f"a number {demand}")
+
+
+def _batch(config: RunConfig) -> Iterator[Problem]:
+    train, processes = config.train, config.launch.num_processes or 1
+    if train.micro_batch_size is not None and train.micro_batch_tokens is not None:
+        yield Problem(
+            "train",
+            "micro_batch_size and micro_batch_tokens are both set",
+            "keep one: train.micro_batch_size=null or train.micro_batch_tokens=null",
+        )
+    if 0 < train.global_batch_size < processes:
+        yield Problem(
+            "train.global_batch_size",
+            f"{train.global_batch_size} examples per step do not give each of {processes} processes one",
+            f"train.global_batch_size={processes} or launch.num_processes={train.global_batch_size}",
+        )
+
+
+def _schedule(config: RunConfig) -> Iterator[Problem]:
+    train = config.train
+    if train.max_steps is not None and 0 < train.max_steps <= train.warmup_steps:
+        yield Problem(
+            "train.warmup_steps",
+            f"{train.warmup_steps} steps of warm-up leave nothing of train.max_steps={train.max_steps}",
+            f"train.warmup_steps={train.max_steps // 10}",
+        )
+    if train.eval_every is not None and config.data.validation is None:
+        yield Problem(
+            "train.eval_every",
+            "is set, but there is no validation data",
+            "data.validation=FILE, or train.eval_every=null",
+        )
+
+
+def _peft(config: RunConfig) -> Iterator[Problem]:
+    if config.model.quantization is not Quantization.none and not config.peft:
+        yield Problem(
+            "model.quantization",
+            f"{config.model.quantization.value} weights cannot be trained themselves, and there is no adapter",
+            "peft=lora, or model.quantization=none for full fine-tuning",
+        )
+    for name, method in config.peft.items():
+        if method.method in NOT_TRAINABLE_YET:
+            yield Problem(
+                f"peft.{name}",
+                f"{method.method} composes, but this version of tunecli cannot train it",
+                "peft=lora, or peft=full",
+            )
+        yield from _lora(f"peft.{name}", method)
+
+
+def _lora(key: str, method: PeftConfig) -> Iterator[Problem]:
+    if not isinstance(method, LoraConfig):
+        return
+    yield from _number(f"{key}.r", method.r, "greater than 0", lambda value: value > 0)
+    yield from _number(f"{key}.lora_alpha", method.lora_alpha, "greater than 0", lambda value: value > 0)
+    yield from _number(
+        f"{key}.lora_dropout", method.lora_dropout, "at least 0 and below 1", lambda value: 0 <= value < 1
+    )
+    if not method.target_modules:
+        yield Problem(f"{key}.target_modules", "is empty", f"{key}.target_modules=[all-linear]")
+    elif "all-linear" in method.target_modules and len(method.target_modules) > 1:
+        yield Problem(f"{key}.target_modules", "names all-linear and more", f"{key}.target_modules=[all-linear]")
+
+
+def _launch(config: RunConfig) -> Iterator[Problem]:
+    launch = config.launch
+    if config.model.device_map is not None and (launch.num_processes or 1) > 1:
+        yield Problem(
+            "model.device_map",
+            f"spreads one model over the GPUs of one process, but launch.num_processes is {launch.num_processes}",
+            "launch.num_processes=1, or model.device_map=null",
+        )
+    if launch.strategy is not Strategy.cpu:
+        return
+    if config.model.device_map is not None:
+        yield Problem("model.device_map", "needs GPUs, but launch.strategy is cpu", "model.device_map=null")
+    if config.train.precision is Precision.fp16:
+        yield Problem(
+            "train.precision",
+            "fp16 is for GPUs, but launch.strategy is cpu",
+            "train.precision=auto (bf16 where this CPU computes it well, else fp32)",
+        )
+
+
+def _data(config: RunConfig) -> Iterator[Problem]:
+    data = config.data
+    if data.format not in FORMATS:
+        fix = f"{did_you_mean(data.format, FORMATS)}formats: {', '.join(FORMATS)}"
+        yield Problem("data.format", f"there is no format {data.format!r}", fix)
+    if (data.validation or "").startswith("split:") and is_local(data.path):
+        yield Problem("data.validation", f"{data.path} is a file and has no splits", "data.validation=FILE")
+    template = data.chat_template
+    if template is not None and template not in CHAT_TEMPLATES and not Path(template).expanduser().is_file():
+        fix = f"{' or '.join(CHAT_TEMPLATES)}, or the path of a .jinja file; null is the tokenizer's own"
+        yield Problem("data.chat_template", f"{template!r} is neither a template's name nor a file", fix)
+
+
+def _paths(config: RunConfig) -> Iterator[Problem]:
+    yield from _path("model.path", config.model.path, "model=smollm2_135m_hub loads it from the Hub")
+    yield from _path("data.path", config.data.path, "")
+    if config.data.validation is not None:
+        yield from _path("data.validation", config.data.validation, "data.validation=null does without")
+
+
+def _path(key: str, path: str, otherwise: str) -> Iterator[Problem]:
+    if not is_local(path) or Path(path).expanduser().exists():
+        return
+    if path.startswith("assets/"):
+        fix = f"python scripts/fetch_assets.py{f'; {otherwise}' if otherwise else ''}"
+    else:
+        fix = f"{key}=PATH of what exists (relative paths start at {Path.cwd()})"
+    yield Problem(key, f"{path} does not exist", fix)
+
+
+def _output_dir(config: RunConfig) -> Iterator[Problem]:
+    if config.output_dir is not None and (Path(config.output_dir).expanduser() / "config.yaml").exists():
+        yield Problem(
+            "output_dir",
+            f"{config.output_dir} holds a run already",
+            f"`tune resume {config.output_dir}` goes on with it; or name another folder",
+        )

@@ -1,0 +1,197 @@
+"""Recipe + overrides -> one typed `RunConfig`. Nothing outside this package sees Hydra or OmegaConf.
+
+Hydra composes; what is added here is the swap rule and errors that a person can act on. The recipe is composed
+with its body left out first. That skeleton tells which keys exist after all groups are chosen, so that
+- a body value whose option was swapped away is pruned, with a note, instead of failing or landing elsewhere;
+- every unknown key and every wrong type is reported at once, with the file and line that it stands in.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from tunecli.config.composer import Composer, Layer
+from tunecli.config.errors import ConfigError, Problem
+from tunecli.config.nearest import did_you_mean
+from tunecli.config.overrides import check_values, sort_overrides
+from tunecli.config.paths import find_recipe
+from tunecli.config.peft import PEFT_SCHEMAS
+from tunecli.config.run import RunConfig
+from tunecli.config.schema_check import (
+    assign,
+    chosen_by_group,
+    has_key,
+    loose_copy,
+    missing_values,
+    readable_errors,
+    unknown_key,
+)
+from tunecli.config.stage import STAGE_SCHEMAS
+from tunecli.config.yaml_file import KeyPath, YamlFile
+
+SOURCE_KEYS = {
+    "model": {"path", "revision"},
+    "data": {"path", "format", "columns", "split", "subset", "revision", "validation"},
+}
+"""What says *which* model or data set it is. In a recipe's body such a value never outlives its option."""
+
+
+@dataclass(frozen=True, slots=True)
+class Composed:
+    config: RunConfig
+    text: str
+    """The resolved configuration as YAML; `load_config` reads it back."""
+    notes: list[str]
+    """Values of the recipe that fell away because their option was swapped."""
+    layers: list[Layer]
+    """The files that took part, in the order of merging."""
+    fallen: dict[str, set[KeyPath]]
+    """By layer: what did not take part."""
+    overrides: list[str]
+
+
+@dataclass(slots=True)
+class _Body:
+    """The values in the recipe files, sorted against the keys that exist once all options are chosen."""
+
+    kept: set[str] = field(default_factory=set)
+    fallen: dict[str, set[KeyPath]] = field(default_factory=lambda: defaultdict(set))
+    notes: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def compose_run(recipe: str, overrides: list[str]) -> Composed:
+    """Compose `recipe` (a shipped name or the path of a file) under Hydra `overrides`.
+
+    Raises:
+        ConfigError: all problems at once: unknown recipe, option or key names, wrong types, missing values.
+    """
+    primary = YamlFile(find_recipe(recipe))
+    with Composer(primary) as composer:
+        given = sort_overrides(overrides, composer)
+        layers = composer.layers(given.choices)
+        recipes = [layer for layer in layers if not layer.section]
+        composer.write(recipes, {layer.name: set(layer.file.body()) for layer in recipes})
+        skeleton = composer.compose(given.choices)
+        body = _sort_body(composer, layers, skeleton)
+        words, problems = check_values(given.values, skeleton)
+        set_keys = body.kept | {override.key_or_group for override in given.values}
+        missing = missing_values(skeleton, set_keys, primary.where())
+        if problems := [*body.problems, *given.problems, *problems, *missing]:
+            raise ConfigError(problems)
+        composer.write(recipes, body.fallen)
+        composed = composer.compose([*given.choices, *words])
+    composed.recipe = primary.path.stem
+    with readable_errors(primary.where()):
+        text = OmegaConf.to_yaml(composed, resolve=True)
+        return Composed(_typed(composed), text, body.notes, layers, body.fallen, overrides)
+
+
+def _sort_body(composer: Composer, layers: list[Layer], skeleton: DictConfig) -> _Body:
+    """Which values of the recipe files stay, which fall away in a swap, and which were never right."""
+    body = _Body()
+    chosen = _chosen(layers)
+    probe = loose_copy(skeleton)
+    for layer in layers:
+        if layer.section:
+            continue
+        alone = _chosen(composer.layers([], layer.name))
+        swapped = {group for group in alone if alone[group] != chosen[group]}
+        own_keys = composer.compose([], layer.name) if swapped else skeleton
+        for path, line in layer.file.body().items():
+            where = layer.file.where(line)
+            if problem := chosen_by_group(path, where):
+                body.problems.append(problem)
+            elif _names_source(path) and path[0] in swapped:
+                body.fallen[layer.name].add(path)
+            elif has_key(skeleton, path):
+                problem = assign(probe, path, layer.file.value(path), where)
+                body.problems += [problem] if problem else []
+                body.kept.add(".".join(path))
+            elif has_key(own_keys, path):
+                body.fallen[layer.name].add(path)
+            else:
+                body.problems.append(unknown_key(path, skeleton, where))
+        body.notes += _notes(layer, body.fallen[layer.name], chosen)
+    return body
+
+
+def _chosen(layers: list[Layer]) -> dict[str, list[str]]:
+    """Group -> names of its chosen options, in order."""
+    chosen: dict[str, list[str]] = defaultdict(list)
+    for layer in layers:
+        group, _, option = layer.name.partition("/")
+        if option:
+            chosen[group].append(option)
+    return chosen
+
+
+def _names_source(path: KeyPath) -> bool:
+    return len(path) > 1 and path[1] in SOURCE_KEYS.get(path[0], ())
+
+
+def _notes(layer: Layer, fallen: set[KeyPath], chosen: dict[str, list[str]]) -> list[str]:
+    """One line for each group that lost values: which, where they stood, and what is chosen now."""
+    notes = []
+    for group in dict.fromkeys(path[0] for path in layer.file.body() if path in fallen):
+        lines = {path: line for path, line in layer.file.body().items() if path in fallen and path[0] == group}
+        names = ", ".join(".".join(path) for path in lines)
+        now = ",".join(chosen[group]) or "none"
+        notes.append(f"{layer.file.where(min(lines.values()))}: {names} fell away, as {group} is now {now}")
+    return notes
+
+
+def load_config(path: Path) -> RunConfig:
+    """Read a written `config.yaml` back. Its `method` and `name` values choose the schemas; Hydra takes no part.
+
+    Raises:
+        ConfigError: all unknown keys, wrong types and missing values at once.
+    """
+    file = YamlFile(path)
+    schema, problems = _schema_of(file)
+    body = file.body()
+    for key, line in body.items():
+        if not has_key(schema, key):
+            problems.append(unknown_key(key, schema, file.where(line)))
+        elif problem := assign(schema, key, file.value(key), file.where(line)):
+            problems.append(problem)
+    problems += missing_values(schema, {".".join(key) for key in body}, file.where())
+    if problems:
+        raise ConfigError(problems)
+    with readable_errors(file.where()):
+        return _typed(schema)
+
+
+def _schema_of(file: YamlFile) -> tuple[DictConfig, list[Problem]]:
+    """The schema that a written configuration chose by its `method` and `name` values."""
+    schema = OmegaConf.structured(RunConfig)
+    problems = []
+    methods = {path[1]: file.value(path) for path in file.body() if path[::2] == ("peft", "method")}
+    for name in dict.fromkeys(path[1] for path in file.body() if path[0] == "peft" and len(path) > 2):
+        if methods.get(name) in PEFT_SCHEMAS:
+            schema.peft[name] = PEFT_SCHEMAS[methods[name]]
+        else:
+            problems.append(_no_such(f"peft.{name}.method", methods.get(name), PEFT_SCHEMAS, file))
+    stage = file.value(("stage", "name")) if ("stage", "name") in file.body() else None
+    if stage in STAGE_SCHEMAS:
+        schema.stage = STAGE_SCHEMAS[stage]
+    else:
+        problems.append(_no_such("stage.name", stage, STAGE_SCHEMAS, file))
+    return schema, problems
+
+
+def _no_such(key: str, value: Any, names: Iterable[str], file: YamlFile) -> Problem:
+    fix = f"{did_you_mean(str(value), names)}known: {', '.join(names)}"
+    return Problem(file.where(), f"{key}: there is no {value!r}", fix)
+
+
+def _typed(config: DictConfig | ListConfig) -> RunConfig:
+    result = OmegaConf.to_object(config)
+    assert isinstance(result, RunConfig)
+    return result

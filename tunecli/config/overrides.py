@@ -1,0 +1,115 @@
+"""The command line's `key=value` words: which choose an option, which set a value, and what is wrong with them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+
+from tunecli.config.errors import Problem
+from tunecli.config.nearest import did_you_mean
+from tunecli.config.schema_check import assign, chosen_by_group, has_key, in_open_mapping, loose_copy, unknown_key
+
+COMMAND_LINE = "command line"
+
+
+class Options(Protocol):
+    def groups(self) -> set[str]: ...
+    def options(self, group: str) -> set[str]: ...
+
+
+@dataclass(slots=True)
+class SortedOverrides:
+    choices: list[str] = field(default_factory=list)
+    """`model=llama_7b`, `+peft@peft.second=lora`: in Hydra's grammar, of groups and options that exist"""
+    values: list[Override] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def sort_overrides(words: list[str], available: Options) -> SortedOverrides:
+    result = SortedOverrides()
+    parser = OverridesParser.create()
+    for word in words:
+        try:
+            override = parser.parse_override(word)
+        except HydraException:
+            fix = "write key=value; a value with any of = , : { } [ ] ( ) in it needs quotes: 'key=\"a,b\"'"
+            result.problems.append(Problem(COMMAND_LINE, f"cannot read {word!r}", fix))
+            continue
+        if problem := _refused(override):
+            result.problems.append(problem)
+        elif override.key_or_group in available.groups() and not isinstance(override.value(), dict):
+            problem = choice_problem(override.key_or_group, _chosen(override), available, COMMAND_LINE)
+            result.problems += [problem] if problem else []
+            result.choices += [] if problem else [word]
+        else:
+            result.values.append(override)
+    return result
+
+
+def choice_problem(group: str, chosen: list[str], available: Options, where: str) -> Problem | None:
+    """What is wrong with choosing these options of a group: no such group or option, or they exclude each other."""
+    if group not in available.groups():
+        names = sorted(available.groups())
+        return Problem(
+            where, f"there is no group {group!r}", f"{did_you_mean(group, names)}groups: {', '.join(names)}"
+        )
+    names = sorted(available.options(group))
+    for name in chosen:
+        if name not in names:
+            fix = f"{did_you_mean(name, names)}options: {', '.join(names)}"
+            return Problem(where, f"there is no option {name!r} in group {group!r}", fix)
+    if group == "peft" and "full" in chosen and len(chosen) > 1:
+        return Problem(
+            where,
+            f"peft=[{','.join(chosen)}]: full fine-tuning leaves nothing for an adapter to do",
+            "choose `full` alone or the adapters alone",
+        )
+    if len(set(chosen)) < len(chosen):
+        fix = f"name the second one: +{group}@{group}.second={chosen[-1]}"
+        return Problem(where, f"{group}=[{','.join(chosen)}] names an option twice", fix)
+    return None
+
+
+def check_values(values: list[Override], skeleton: DictConfig) -> tuple[list[str], list[Problem]]:
+    """The overrides as Hydra is to get them, and the problems with their keys and types."""
+    probe = loose_copy(skeleton)
+    words: list[str] = []
+    problems: list[Problem] = []
+    for override in values:
+        name = override.key_or_group
+        path = tuple(name.split("."))
+        if problem := chosen_by_group(path, COMMAND_LINE):
+            problems.append(problem)
+        elif not has_key(skeleton, path) or override.package is not None:
+            problems.append(unknown_key(path, skeleton, COMMAND_LINE))
+        elif override.is_add() and not in_open_mapping(skeleton, path):
+            problems.append(Problem(COMMAND_LINE, f"+{name} adds nothing: the key exists", f"write {name}=VALUE"))
+        elif problem := assign(probe, path, override.value(), COMMAND_LINE):
+            problems.append(problem)
+        else:
+            # `++`, because Hydra would not let a plain `=` add `data.columns.x`; the key is known to be right.
+            words.append(f"++{str(override.input_line).lstrip('+')}")
+    return words, problems
+
+
+def _refused(override: Override) -> Problem | None:
+    word, name = override.input_line, override.key_or_group
+    if override.is_sweep_override():
+        fix = "write a list as [a,b], and quotes around text that holds a comma: 'key=\"a,b\"'"
+        return Problem(COMMAND_LINE, f"{word!r} names several values", fix)
+    if override.is_force_add():
+        return Problem(COMMAND_LINE, f"{word!r}: `++` is not supported", f"write {name}=VALUE")
+    if override.is_delete():
+        fix = "choose another option of the group (peft=full, say) or set the key to another value"
+        return Problem(COMMAND_LINE, f"{word!r}: `~` is not supported", fix)
+    return None
+
+
+def _chosen(override: Override) -> list[str]:
+    value = override.value()
+    return [str(name) for name in value] if isinstance(value, list) else [str(value)]

@@ -1,0 +1,73 @@
+"""Where recipes and option files lie, by name. Only the standard library, so that `tune ls` stays instant."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from tunecli.config.errors import UserError
+from tunecli.config.nearest import did_you_mean
+
+GROUPS = ("model", "data", "peft", "stage", "launch")
+
+
+def config_root() -> Path:
+    """Folder of the shipped option files, one subfolder per group."""
+    return _shipped("configs")
+
+
+def recipe_root() -> Path:
+    """Folder of the shipped recipes."""
+    return _shipped("recipes")
+
+
+def recipe_names() -> list[str]:
+    return sorted(path.stem for path in recipe_root().glob("*.yaml"))
+
+
+def option_names(group: str) -> list[str]:
+    return sorted(path.stem for path in (config_root() / group).glob("*.yaml"))
+
+
+def find_recipe(recipe: str) -> Path:
+    """The file behind `recipe=`: a path (it holds a slash or ends in .yaml) or the name of a shipped recipe."""
+    if "/" in recipe or recipe.endswith((".yaml", ".yml")):
+        path = Path(recipe).expanduser()
+        if not path.is_file():
+            raise UserError(f"no such file: {recipe}", where="recipe", fix="`tune ls` lists the shipped recipes")
+        return path.resolve()
+    path = recipe_root() / f"{recipe}.yaml"
+    if not path.is_file():
+        hint = did_you_mean(recipe, recipe_names())
+        fix = f"{hint}`tune ls` lists the recipes; a file of your own is named by its path: recipe=./{recipe}.yaml"
+        raise UserError(f"there is no recipe {recipe!r}", where="recipe", fix=fix)
+    return path
+
+
+def summary(path: Path) -> str:
+    """What a recipe or option file says it is: its first comment line that is not a Hydra header."""
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            text = line.lstrip("# ").rstrip()
+            if line.startswith("#") and text and not text.startswith("@package"):
+                return text
+    return ""
+
+
+def display(path: Path) -> str:
+    """The path as a person would type it: relative to the current folder where it lies below it."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def _shipped(name: str) -> Path:
+    package = Path(__file__).resolve().parents[1]
+    installed = package / f"_{name}"
+    return installed if installed.is_dir() else package.parent / name
+
+
+def cache_dir() -> Path:
+    """Where tokenised data and builtin models are kept: `TUNECLI_CACHE`, else `~/.cache/tunecli`."""
+    return Path(os.environ.get("TUNECLI_CACHE") or Path.home() / ".cache" / "tunecli")

@@ -1,0 +1,121 @@
+"""Questions to a composed configuration: is there such a key, does the value fit it, what has no value yet."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from tunecli.config.errors import ConfigError, Problem
+from tunecli.config.nearest import did_you_mean
+from tunecli.config.yaml_file import KeyPath
+
+
+def has_key(config: DictConfig, path: KeyPath) -> bool:
+    """Whether the schema has this key, with a value or without."""
+    section = _node(config, path[:-1])
+    return isinstance(section, DictConfig) and (path[-1] in section.keys() or _is_open(section))  # noqa: SIM118
+
+
+def in_open_mapping(config: DictConfig, path: KeyPath) -> bool:
+    """Whether the key stands in a mapping that takes any key, as `data.columns` does."""
+    return _is_open(_node(config, path[:-1]))
+
+
+def _node(config: DictConfig, path: KeyPath) -> Any:
+    node: Any = config
+    for key in path:
+        node = node._get_node(key, validate_access=False) if isinstance(node, DictConfig) else None
+    return node
+
+
+def _is_open(node: Any) -> bool:
+    return isinstance(node, DictConfig) and node._metadata.element_type is str
+
+
+def keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    """Every dotted key, sections included."""
+    for key in map(str, config.keys()):  # noqa: SIM118
+        yield prefix + key
+        node = config._get_node(key)
+        if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
+            yield from keys(node, f"{prefix}{key}.")
+
+
+def unknown_key(path: KeyPath, config: DictConfig, where: str) -> Problem:
+    name = ".".join(path)
+    if any("." in key for key in path):
+        return Problem(where, f"{name!r} is a dotted key", "in a file nest the keys; dots are for the command line")
+    return Problem(
+        where, f"there is no key {name!r}", f"{did_you_mean(name, keys(config))}`tune show` lists all keys"
+    )
+
+
+def chosen_by_group(path: KeyPath, where: str) -> Problem | None:
+    """The problem with setting a key that follows from the choice of the recipe or of an option."""
+    if path == ("recipe",):
+        return Problem(where, "`recipe` is not set by hand", "leave it out; it is the name of the recipe's file")
+    if path == ("stage", "name") or (path[0] == "peft" and path[2:] == ("method",)):
+        fix = f"choose the option instead: {path[0]}=NAME; `tune ls {path[0]}` lists them"
+        return Problem(where, f"{'.'.join(path)} only records which option was chosen", fix)
+    return None
+
+
+def assign(config: DictConfig, path: KeyPath, value: Any, where: str) -> Problem | None:
+    """Set the existing key `path` to `value`, or say why the value does not fit."""
+    try:
+        _node(config, path[:-1]).merge_with({path[-1]: value})
+    except OmegaConfBaseException as error:
+        return _wrong_type(".".join(path), _first_line(error), where)
+    return None
+
+
+def _wrong_type(key: str, message: str, where: str) -> Problem:
+    if found := re.match(r"Value '(.*)' of type '.*' could not be converted to (\w+)", message):
+        kind = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}.get(found[2], found[2])
+        return Problem(where, f"{key} is {found[1]!r}", f"{key} takes {kind}")
+    if found := re.match(r"Invalid value '(.*)', expected one of \[(.*)\]", message):
+        return Problem(
+            where, f"{key} is {found[1]!r}", f"{did_you_mean(found[1], found[2].split(', '))}one of {found[2]}"
+        )
+    return Problem(where, f"{key}: {message}", "`tune show` prints the values in use")
+
+
+def loose_copy(config: DictConfig) -> DictConfig:
+    """A copy to try values on; mappings that take any key take new ones."""
+    config = copy.deepcopy(config)
+    OmegaConf.set_struct(config, False)
+    return config
+
+
+def missing_values(config: DictConfig, given: set[str], where: str) -> list[Problem]:
+    """Keys without a value that are not among `given` either. `recipe` is filled in by the caller."""
+    problems = []
+    for key in sorted(OmegaConf.missing_keys(config) - given - {"recipe"}):
+        fix = "+stage=sft, or `- stage: sft` in the defaults list" if key == "stage.name" else f"add {key}=VALUE"
+        problems.append(Problem(where, f"{key} has no value", fix))
+    return problems
+
+
+@contextmanager
+def readable_errors(where: str) -> Iterator[None]:
+    """Turn what Hydra and OmegaConf raise into one problem of one line."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        cause = error if str(error) else error.__cause__
+        what, _, advice = _first_line(cause).partition(" To append to your default list use ")
+        fix = f"this recipe chooses none yet: {advice} adds one" if advice else "`tune ls GROUP` lists the options"
+        raise ConfigError([Problem(where, what, fix)]) from None
+
+
+def _first_line(error: BaseException | None) -> str:
+    """What happened, without OmegaConf's trailer (full_key, object_type) and Hydra's list of folders."""
+    text = re.split(r"\n\s*(?:full_key|reference_type|object_type|Config search path)", str(error))[0]
+    return re.sub(r"\s+", " ", re.sub(r"\w+ raised while composing config:", "", text)).strip()
