@@ -1,8 +1,7 @@
-"""Where rows come from: local .json and .jsonl files, the Hub through `datasets`, and the rows shipped in the package."""
+"""Where rows come from: local .json and .jsonl files, the Hub through `datasets`, rows shipped in the package."""
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunecli.config.data import DataConfig
 from tunecli.config.errors import UserError
+from tunecli.config.nearest import nearest
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -98,8 +98,7 @@ def _near_names(file: Path) -> str:
     if not folder.is_dir():
         return f"the folder {folder} does not exist either: check data.path"
     names = sorted(found.name for found in folder.iterdir() if found.suffix in LOCAL_SUFFIXES)
-    near = difflib.get_close_matches(file.name, names, n=3, cutoff=0.5)
-    if near:
+    if near := nearest(file.name, names, count=3):
         return f"did you mean {' or '.join(str(folder / name) for name in near)}?"
     listed = ", ".join(names[:10])
     return f"{folder} has these data files: {listed}" if listed else f"{folder} has no .json or .jsonl file"

@@ -1,10 +1,10 @@
 """From an example to token ids and the tokens that are trained.
 
-A conversation is rendered and tokenised as a whole by the tokenizer's own template. Which tokens are the assistant's
-comes from the template's `{% generation %}` marks, or else from comparing prefixes: the prompt that the model would see
-at inference must be a prefix of the whole, as text and as token ids, and so must the conversation up to the answer.
-Where that fails (templates that rewrite or drop earlier turns, generation prompts that the answer does not repeat, a
-token across the border) the row becomes one example per answer, each with its prompt rendered as at inference.
+A conversation is rendered by the tokenizer's own template and tokenised as a whole. Which tokens are the assistant's
+comes from the template's `{% generation %}` marks, or else from comparing prefixes: the prompt that the model sees at
+inference must be a prefix of the whole, as text and as token ids, and so must the conversation up to the answer.
+Where that fails (templates that rewrite earlier turns, generation prompts that the answer does not repeat, a token
+across the border) the row becomes one example per answer, each with its prompt rendered as at inference.
 """
 
 from __future__ import annotations
@@ -71,13 +71,13 @@ def _cut(examples: list[Tokens], max_length: int) -> list[Tokens]:
     kept = [tokens for tokens in cut if any(tokens.trained)]
     if not kept:
         raise _nothing_trained(examples, max_length)
-    if any(tokens.truncated for tokens in cut):
+    if len(kept) < len(cut):
         kept[-1] = replace(kept[-1], truncated=True)
     return kept
 
 
 def _nothing_trained(examples: list[Tokens], max_length: int) -> Unusable:
-    needed = [tokens.trained.index(True) + 1 for tokens in examples if any(tokens.trained)]
+    needed = [tokens.trained.index(True) for tokens in examples if any(tokens.trained)]
     if needed:
         return Unusable(
             f"no token left to train on: the prompt alone fills data.max_length={max_length}",
