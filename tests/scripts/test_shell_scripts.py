@@ -14,7 +14,7 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
 OLD_PYTHON = """#!/bin/sh
 case "$2" in
-  *platform*) echo 3.9.18 ;;
+  *platform*) echo 3.10.13 ;;
   *version_info*) exit 1 ;;
 esac
 """
@@ -30,7 +30,7 @@ esac
     ("interpreter", "message"),
     [
         (None, "was not found"),
-        (OLD_PYTHON, "is Python 3.9.18, and 3.10 or newer is needed"),
+        (OLD_PYTHON, "is Python 3.10.13, and 3.11 or newer is needed"),
         (NO_VENV, "has no venv module"),
     ],
 )
