@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 TEMPLATES = Path(__file__).parents[1] / "fixtures" / "chat_templates"
@@ -67,13 +67,19 @@ def template_text() -> Callable[[str], str]:
 
 @pytest.fixture
 def family(template_text: Callable[[str], str]) -> Callable[..., PreTrainedTokenizerFast]:
-    """`family("qwen3")`: a tokenizer of that family; `template="qwen3_training"` gives it another template."""
+    """`family("qwen3")`: a tokenizer of that family; `template="qwen3_training"` gives it another template.
 
-    def build(name: str, template: str | None = None, trim_offsets: bool = False) -> PreTrainedTokenizerFast:
+    `rstrip`: its marks swallow the white space after them, as Phi-3's do.
+    """
+
+    def build(
+        name: str, template: str | None = None, trim_offsets: bool = False, rstrip: bool = False
+    ) -> PreTrainedTokenizerFast:
         tokens = dict(FAMILIES[name])
         marks = tokens.pop("marks")
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(bpe(trim_offsets)), **tokens)
-        tokenizer.add_special_tokens({"additional_special_tokens": marks})
+        added = [AddedToken(mark, special=True, rstrip=rstrip) for mark in marks]
+        tokenizer.add_special_tokens({"additional_special_tokens": added})
         tokenizer.chat_template = template_text(template or name)
         return tokenizer
 

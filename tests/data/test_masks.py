@@ -6,6 +6,7 @@ from itertools import groupby
 
 import pytest
 
+import tunecli.data.tokenize as module
 from tunecli.config.errors import UserError
 from tunecli.data.examples import Messages
 from tunecli.data.tokenize import Tokens, tokenize
@@ -146,12 +147,14 @@ def test_answer_that_the_template_rewrites_is_refused(family):
         encode(messages, family("deepseek_r1_distill"))
 
 
-def test_token_across_the_border_gives_the_tokens_of_inference(family):
+@pytest.mark.parametrize("mark", ["", "<|im_start|>"])
+def test_token_across_the_border_gives_the_tokens_of_inference(family, mark):
     tokenizer = family("smollm2")
     tokenizer.chat_template = (
-        "{% for m in messages %}{{ 'Question: ' if m.role == 'user' else 'Answer: ' }}{{ m.content }}"
-        "{{ eos_token if m.role == 'assistant' else '\n' }}{% endfor %}{{ 'Answer: ' if add_generation_prompt }}"
-    )
+        "{% for m in messages %}MARK{{ 'Question: ' if m.role == 'user' else 'Answer: ' }}{{ m.content }}"
+        "{{ eos_token if m.role == 'assistant' else '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}MARKAnswer: {% endif %}"
+    ).replace("MARK", mark)
     messages = turns("hello", "hello world", "more", "words")
     whole = tokenizer.apply_chat_template(messages, return_dict=False)
     items = encode(messages, tokenizer)
@@ -161,6 +164,24 @@ def test_token_across_the_border_gives_the_tokens_of_inference(family):
         assert whole[: len(prompt)] != prompt
         assert item.input_ids[: len(prompt)] == prompt
         assert runs(item.input_ids, item.trained, tokenizer) == [messages[i]["content"] + "<|im_end|>"]
+
+
+@pytest.mark.parametrize("options", [{}, {"trim_offsets": True}, {"rstrip": True}])
+@pytest.mark.parametrize(("name", "case"), cases(["smollm2", "llama3", "gemma3", "phi3"]))
+def test_the_quick_proof_of_borders_says_what_the_whole_prefix_says(family, monkeypatch, name, case, options):
+    tokenizer, messages = family(name, **options), CONVERSATIONS[case]
+    quick = encode(messages, tokenizer)
+    monkeypatch.setattr(module, "_position_after_added_token", lambda *_: None)
+    assert quick == encode(messages, tokenizer)
+
+
+def test_quick_proof_needs_no_second_look_at_the_whole_text(family, monkeypatch):
+    texts = []
+    monkeypatch.setattr(
+        module, "_ids", lambda tokenizer, new, ids=module._ids: texts.extend(new) or ids(tokenizer, new)
+    )
+    encode(CONVERSATIONS["multi"], family("smollm2"))
+    assert set(texts) == {"assistant\n"}
 
 
 def test_date_is_the_same_on_every_day(family):

@@ -78,6 +78,8 @@ def test_missing_file_names_near_ones():
         rows("trian.jsonl")
     with pytest.raises(UserError, match="no such file\n.*nowhere does not exist"):
         rows("nowhere/train.jsonl")
+    with pytest.raises(UserError, match="./train: no such file or folder\n.*did you mean train.jsonl"):
+        rows("./train")
     with pytest.raises(UserError, match="builtin:smoke"):
         rows("builtin:smok")
 

@@ -79,6 +79,8 @@ def _local_file(path: str) -> Path | None:
             where=path,
             fix="convert it to .jsonl (one object per line) or .json (a list of objects)",
         )
+    if path.startswith(("/", ".", "~")) and not file.exists():
+        raise UserError("no such file or folder", where=path, fix=_near_names(file))
     return None
 
 

@@ -9,6 +9,7 @@ across the border) the row becomes one example per answer, each with its prompt 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -131,11 +132,56 @@ def _whole(tokenizer: PreTrainedTokenizerBase, text: str, spans: list[Span] | No
     # White space after the end-of-turn token is the template's, and is never generated.
     spans = [(start, start + len(text[start:end].rstrip())) for start, end in spans]
     borders = sorted({border for span in spans for border in span})
-    ids, *prefixes = _ids(tokenizer, [text, *(text[:border] for border in borders)])
-    if any(ids[: len(prefix)] != prefix for prefix in prefixes):
+    ids, positions = _positions(tokenizer, text, borders)
+    if positions is None:
         return None
-    position = {border: len(prefix) for border, prefix in zip(borders, prefixes, strict=True)}
-    return _tokens(ids, [(position[start], position[end]) for start, end in spans])
+    return _tokens(ids, [(positions[start], positions[end]) for start, end in spans])
+
+
+def _positions(
+    tokenizer: PreTrainedTokenizerBase, text: str, borders: list[int]
+) -> tuple[list[int], dict[int, int] | None]:
+    """The ids of `text`, and for each border the number of tokens before it.
+
+    None instead of the numbers if, for some border, the ids of the text before it are not the first ids of the whole.
+    """
+    ids, ends = _ids_and_added_tokens(tokenizer, text)
+    positions = {}
+    for border in borders:
+        position = _position_after_added_token(tokenizer, text, border, ids, ends)
+        if position is None:
+            prefix = _ids(tokenizer, [text[:border]])[0]
+            if ids[: len(prefix)] != prefix:
+                return ids, None
+            position = len(prefix)
+        positions[border] = position
+    return ids, positions
+
+
+def _position_after_added_token(
+    tokenizer: PreTrainedTokenizerBase, text: str, border: int, ids: list[int], ends: list[tuple[int, int]]
+) -> int | None:
+    """The number of tokens before `border`, told from the text after the last added token before it; else None.
+
+    No token crosses an added token (an end of turn, say), so only the few characters after it, mostly a header, need
+    tokenising again. All the text before each border would take several times as long.
+    """
+    last = bisect_right(ends, border, key=lambda end: end[0]) - 1
+    if last < 0:
+        return None
+    end, count = ends[last]
+    rest = _ids(tokenizer, [text[end:border]])[0] if end < border else []
+    return count + len(rest) if ids[count : count + len(rest)] == rest else None
+
+
+def _ids_and_added_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """The ids of `text`, and for each added token in it where it ends: in characters, in tokens."""
+    if not tokenizer.is_fast:
+        return _ids(tokenizer, [text])[0], []
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+    added = tokenizer.added_tokens_decoder
+    return ids, [(offsets[i][1], i + 1) for i, token in enumerate(ids) if token in added]
 
 
 def _single_answer(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], i: int) -> Tokens:
