@@ -1,0 +1,24 @@
+"""tunecli: fine-tune language models from recipes."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__version__ = version("tunecli")
+__all__ = ["__version__", "load"]
+
+
+def load(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model of a run directory (base and adapters), of a folder or of a Hub id, in eval mode, and its tokenizer.
+
+    >>> model, tokenizer = tunecli.load("outputs/sft_lora_smollm2/latest")
+    """
+    from tunecli.peft_methods.load_run import load_run
+
+    return load_run(path)

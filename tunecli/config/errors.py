@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import dataclass
 
 
@@ -41,3 +43,10 @@ class TrainingStopped(UserError):
     """Training cannot go on (a non-finite loss, say). Not the configuration's fault, hence status 1."""
 
     exit_status = 1
+
+
+def print_error(error: UserError) -> None:
+    """On standard error, red where that is a terminal that wants colours."""
+    red = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    label = "\033[1;31merror:\033[0m" if red else "error:"
+    print(f"{label} {error}", file=sys.stderr, flush=True)

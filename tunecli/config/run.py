@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
 from tunecli.config.data import DataConfig
 from tunecli.config.launch import LaunchConfig
@@ -27,3 +27,8 @@ class RunConfig:
     seed: int = 0
     output_dir: str | None = None
     """The run directory itself; empty: `outputs/<recipe>/<time>`."""
+
+
+def to_yaml(config: RunConfig) -> str:
+    """What `config.yaml` in a run directory holds; `load_config` reads it back."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True)

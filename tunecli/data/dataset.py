@@ -16,6 +16,7 @@ import numpy as np
 
 from tunecli.config.data import DataConfig
 from tunecli.config.errors import UserError
+from tunecli.config.paths import cache_dir
 from tunecli.data.formats import to_example
 from tunecli.data.source import fingerprint, read_rows
 from tunecli.data.templates import TEMPLATE_DATE, apply_chat_template_choice
@@ -30,10 +31,6 @@ CACHE_VERSION = 1
 """To be raised with every change of formats, templates or tokenisation that changes tokens."""
 BATCH_ROWS = 1024
 """Examples per Arrow record batch; example i is in batch i // BATCH_ROWS."""
-
-
-def cache_dir() -> Path:
-    return Path(os.environ.get("TUNECLI_CACHE") or "~/.cache/tunecli").expanduser()
 
 
 class TokenizedDataset:

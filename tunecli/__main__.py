@@ -1,0 +1,5 @@
+import sys
+
+from tunecli.cli import main
+
+sys.exit(main())

@@ -1,0 +1,233 @@
+"""The one training loop, for every stage.
+
+The gradient of a step is the sum over all micro-batches of all ranks divided once by the global number of units, so
+it does not depend on how the batch was cut up.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from tunecli.config.errors import TrainingStopped
+from tunecli.config.train import TrainConfig
+from tunecli.engine.batch import Batch
+from tunecli.engine.checkpoint import save_checkpoint
+from tunecli.engine.distributed import gradient_sync, seed_step, sum_over_ranks
+from tunecli.engine.recorder import Recorder, peak_memory_bytes
+from tunecli.engine.signals import StopSignal
+from tunecli.engine.stage import Stage
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far the run is; saved with every checkpoint."""
+
+    step: int = 0
+    tokens: int = 0
+    """real tokens so far, all ranks"""
+    seconds: float = 0.0
+    """since the start, over all resumes"""
+
+
+@dataclass(slots=True)
+class Trainer:
+    """Everything that the steps of one run share; plain data, no behaviour to override."""
+
+    stage: Stage
+    model: nn.Module
+    optimizer: Optimizer
+    scheduler: LRScheduler
+    accelerator: Accelerator
+    config: TrainConfig
+    recorder: Recorder
+    progress: Progress
+    stop: StopSignal
+    seed: int
+    num_steps: int
+
+
+class _Meter:
+    """Averages and speeds since the last logged line. Evaluation and saving are not counted as time."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._steps = 0
+        self._seconds = 0.0
+        self._since = time.perf_counter()
+
+    def count(self, sums: Mapping[str, float]) -> None:
+        self._steps += 1
+        for name, value in sums.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+
+    @property
+    def seconds(self) -> float:
+        return self._seconds + time.perf_counter() - self._since
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        self._seconds = self.seconds
+        yield
+        self._since = time.perf_counter()
+
+    def means(self) -> dict[str, float]:
+        weight = max(self._sums["weight"], 1.0)
+        hidden = {"weight", "tokens", "stop"}
+        return {name: value / weight for name, value in self._sums.items() if name not in hidden}
+
+    def speeds(self) -> dict[str, float]:
+        return {
+            "tokens_per_second": self._sums["tokens"] / self.seconds,
+            "seconds_per_step": self.seconds / self._steps,
+        }
+
+
+def train(trainer: Trainer) -> bool:
+    """Train up to `num_steps`. Returns whether it got there; False: a signal stopped it, after a checkpoint.
+
+    Raises:
+        TrainingStopped: a loss was not finite; on all ranks, before the weights were touched.
+    """
+    config, progress = trainer.config, trainer.progress
+    steps = trainer.stage.steps(trainer.model)
+    meter = _Meter()
+    started = time.perf_counter() - progress.seconds
+    trainer.model.train()
+    trainer.recorder.display.start(step=progress.step, num_steps=trainer.num_steps)
+    try:
+        while progress.step < trainer.num_steps:
+            step = progress.step + 1
+            seed_step(trainer.seed, step, trainer.accelerator.process_index)
+            sums, grad_norm = _step(trainer, next(steps), step)
+            progress.step = step
+            progress.tokens += int(sums["tokens"])
+            progress.seconds = time.perf_counter() - started
+            last = step == trainer.num_steps
+            stopping = sums["stop"] > 0 and not last
+            meter.count(sums)
+            if last or stopping or step % config.log_every == 0:
+                _log(trainer, meter, grad_norm)
+            if last or _due(config.eval_every, step):
+                _evaluate(trainer, meter)
+            if last or stopping or _due(config.save_every, step):
+                _save(trainer, meter)
+            if stopping:
+                return False
+        return True
+    finally:
+        trainer.recorder.display.stop()
+
+
+def _step(trainer: Trainer, microbatches: list[Batch], step: int) -> tuple[dict[str, float], float]:
+    """One optimizer step. Returns sums over all ranks (loss, metrics, weight, tokens, stop) and the gradient norm."""
+    accelerator, model, stage = trainer.accelerator, trainer.model, trainer.stage
+    local_weight = torch.stack([stage.weight(batch) for batch in microbatches]).sum()
+    weight = accelerator.reduce(local_weight.to(accelerator.device), "sum").clamp(min=1)
+    totals: list[dict[str, Tensor]] = []
+    for i, batch in enumerate(microbatches):
+        with gradient_sync(accelerator, model, last=i == len(microbatches) - 1):
+            output = stage.loss(model, batch.to(accelerator.device))
+            # Ranks average their gradients, so multiplying by their number leaves sum / global weight.
+            accelerator.backward(output.total * accelerator.num_processes / weight)
+        totals.append({"loss": output.total.detach(), **{k: v.detach() for k, v in output.metrics.items()}})
+    sums = sum_over_ranks(
+        accelerator,
+        {name: torch.stack([total[name] for total in totals]).sum().item() for name in totals[0]}
+        | {"weight": local_weight.item(), "tokens": sum(batch.num_tokens for batch in microbatches)}
+        | {"stop": float(trainer.stop.requested)},
+    )
+    if not math.isfinite(sums["loss"]):
+        _stop_non_finite(trainer, microbatches, [total["loss"].item() for total in totals], step)
+    grad_norm = accelerator.clip_grad_norm_(
+        [p for p in model.parameters() if p.requires_grad], trainer.config.max_grad_norm or math.inf
+    )
+    trainer.optimizer.step()
+    trainer.scheduler.step()
+    trainer.optimizer.zero_grad()
+    return sums, float(grad_norm)
+
+
+def _stop_non_finite(trainer: Trainer, microbatches: list[Batch], losses: list[float], step: int) -> None:
+    """All ranks come here together. Each writes what it was being trained on, then the run ends."""
+    rank = trainer.accelerator.process_index
+    suspects = [
+        {"loss": str(loss), "examples": trainer.stage.describe(batch)}
+        for batch, loss in zip(microbatches, losses, strict=True)
+        if not math.isfinite(loss)
+    ]
+    report = trainer.recorder.run_dir / f"non_finite_step_{step}_rank_{rank}.json"
+    if suspects:
+        report.write_text(json.dumps(suspects, indent=2, ensure_ascii=False))
+    trainer.accelerator.wait_for_everyone()
+    reports = sorted(path.name for path in trainer.recorder.run_dir.glob(f"non_finite_step_{step}_rank_*.json"))
+    raise TrainingStopped(
+        f"the loss of step {step} is not finite; the weights were left as after step {step - 1}.\n"
+        f"  trained on: see {', '.join(reports)} in {trainer.recorder.run_dir}",
+        fix="lower train.learning_rate, set train.precision=fp32, or look at the rows named there",
+    )
+
+
+def _log(trainer: Trainer, meter: _Meter, grad_norm: float) -> None:
+    progress = trainer.progress
+    trainer.recorder.training(
+        {
+            "step": progress.step,
+            **meter.means(),
+            "learning_rate": _rate_of_last_step(trainer),
+            "grad_norm": grad_norm,
+            "tokens": progress.tokens,
+            **meter.speeds(),
+            "seconds": progress.seconds,
+            "memory_peak_bytes": peak_memory_bytes(),
+        }
+    )
+    meter.reset()
+
+
+def _rate_of_last_step(trainer: Trainer) -> float:
+    """The schedule has moved on already; ask it for the step that was just taken."""
+    scheduler, step = trainer.scheduler, trainer.progress.step
+    return scheduler.base_lrs[0] * scheduler.lr_lambdas[0](step - 1)  # type: ignore[attr-defined]
+
+
+def _evaluate(trainer: Trainer, meter: _Meter) -> None:
+    with meter.paused():
+        trainer.model.eval()
+        metrics = trainer.stage.evaluate(trainer.model)
+        trainer.model.train()
+        if metrics:
+            trainer.recorder.evaluation({"step": trainer.progress.step, **metrics})
+
+
+def _save(trainer: Trainer, meter: _Meter) -> None:
+    with meter.paused():
+        accelerator = trainer.accelerator
+        scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
+        if accelerator.is_main_process:
+            save_checkpoint(
+                trainer.recorder.checkpoints,
+                step=trainer.progress.step,
+                model=accelerator.unwrap_model(trainer.model),
+                optimizer=trainer.optimizer.optimizer,  # type: ignore[attr-defined]
+                state={"progress": asdict(trainer.progress), "stage": trainer.stage.state_dict(), "scaler": scaler},
+                keep_last=trainer.config.keep_last,
+            )
+        accelerator.wait_for_everyone()
+
+
+def _due(every: int | None, step: int) -> bool:
+    return every is not None and step % every == 0

@@ -1,0 +1,213 @@
+"""Compose, check, write the run directory, and start the processes of a run.
+
+Imports nothing that is heavy: torch is loaded once, in the worker. One process needs no launcher, so the worker
+replaces this process; several are started by `accelerate launch`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+
+from tunecli.config.change import override_config
+from tunecli.config.checks import find_problems
+from tunecli.config.compose import compose_run, load_config
+from tunecli.config.errors import ConfigError, UserError
+from tunecli.config.launch import Strategy
+from tunecli.config.run import RunConfig, to_yaml
+
+# Ranks on a CPU find each other through gloo; accelerate's own `--cpu --num_processes N` would start one process.
+ACCELERATE_CONFIG = """\
+compute_environment: LOCAL_MACHINE
+distributed_type: MULTI_GPU
+num_machines: 1
+num_processes: {num_processes}
+main_process_port: 0
+mixed_precision: 'no'
+use_cpu: false
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is about to be started, and from which files."""
+
+    config: RunConfig
+    run_dir: Path
+    commands: list[list[str]]
+    files: dict[str, str]
+    """name in the run directory -> content"""
+
+
+def run(recipe: str, overrides: list[str], dry_run: bool = False) -> int:
+    """Start a new run of `recipe`. Returns its exit status; with one process it does not return.
+
+    Raises:
+        ConfigError: all problems of the configuration at once, before anything is written.
+    """
+    composed = compose_run(recipe, overrides)
+    for note in composed.notes:
+        print(note)
+    run_dir = _run_dir(composed.config)
+    config = _resolve(composed.config, run_dir)
+    if problems := find_problems(config):
+        raise ConfigError(problems)
+    plan = _plan(config, run_dir, overrides)
+    if dry_run:
+        _print_plan(plan)
+        return 0
+    run_dir.mkdir(parents=True, exist_ok=True)
+    for name, content in plan.files.items():
+        (run_dir / name).write_text(content, encoding="utf-8")
+    _point_latest_at(run_dir, config)
+    print(f"run directory: {run_dir}", flush=True)
+    return _start(plan)
+
+
+def resume(run_dir: Path, overrides: list[str]) -> int:
+    """Go on from the newest complete checkpoint of `run_dir` (from the start if there is none yet).
+
+    Overrides become part of the run's configuration (`train.max_steps=200` trains further).
+
+    Raises:
+        UserError: not a run directory, or a run that has finished and was not asked for more steps.
+    """
+    run_dir = run_dir.resolve()
+    if not (run_dir / "config.yaml").is_file():
+        raise UserError(f"{run_dir} is not a run directory", fix="name one that holds a config.yaml")
+    if not overrides and _status(run_dir).get("state") == "finished":
+        raise UserError(
+            f"{run_dir} has finished", fix=f"for more steps: tune resume {run_dir} train.max_steps=NUMBER"
+        )
+    written = load_config(run_dir / "config.yaml")
+    config = _resolve(override_config(written, overrides), run_dir)
+    if problems := find_problems(config):
+        raise ConfigError(problems)
+    (run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    if overrides:
+        with (run_dir / "overrides.txt").open("a", encoding="utf-8") as file:
+            file.write("".join(f"{override}\n" for override in ["# resumed with:", *overrides]))
+    return _start(_plan(config, run_dir, overrides))
+
+
+def visible_gpus() -> int:
+    """Number of GPUs, without importing torch."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is not None:
+        return len([device for device in listed.split(",") if device.strip() not in ("", "-1")])
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return sum(line.startswith("GPU ") for line in done.stdout.splitlines()) if done.returncode == 0 else 0
+
+
+def _run_dir(config: RunConfig) -> Path:
+    if config.output_dir is not None:
+        return Path(config.output_dir).expanduser().resolve()
+    return Path("outputs", config.recipe, datetime.now().strftime("%Y-%m-%d_%H-%M-%S")).resolve()
+
+
+def _resolve(config: RunConfig, run_dir: Path) -> RunConfig:
+    """Fill in what depends on this machine, so that every rank and every resume reads the same."""
+    gpus = 0 if config.launch.strategy is Strategy.cpu else visible_gpus()
+    if config.launch.strategy is Strategy.ddp and gpus == 0:
+        raise UserError("there is no GPU here", where="launch.strategy", fix="launch=cpu, or launch=auto")
+    one_process = config.model.device_map is not None
+    num_processes = config.launch.num_processes or (1 if one_process else max(gpus, 1))
+    return replace(config, output_dir=str(run_dir), launch=replace(config.launch, num_processes=num_processes))
+
+
+def _plan(config: RunConfig, run_dir: Path, overrides: list[str]) -> Plan:
+    files = {"config.yaml": to_yaml(config), "overrides.txt": "".join(f"{override}\n" for override in overrides)}
+    worker = ["-m", "tunecli.worker", str(run_dir)]
+    if config.launch.num_processes == 1:
+        return Plan(config, run_dir, [[sys.executable, *worker]], files)
+    files["accelerate.yaml"] = ACCELERATE_CONFIG.format(num_processes=config.launch.num_processes)
+    accelerate = ["-m", "accelerate.commands.launch", "--config_file", str(run_dir / "accelerate.yaml")]
+    return Plan(
+        config,
+        run_dir,
+        [[sys.executable, "-m", "tunecli.prepare", str(run_dir)], [sys.executable, *accelerate, *worker]],
+        files,
+    )
+
+
+def _print_plan(plan: Plan) -> None:
+    for name, content in plan.files.items():
+        print(f"# {plan.run_dir / name}\n{content}")
+    print("# commands")
+    for command in plan.commands:
+        print(shlex.join(command))
+
+
+def _start(plan: Plan) -> int:
+    *before, last = plan.commands
+    for command in before:
+        if status := subprocess.run(command, check=False).returncode:
+            return status
+    sys.stdout.flush()
+    if plan.config.launch.num_processes == 1:
+        os.execv(last[0], last)
+    return _supervise(last, plan.run_dir)
+
+
+def _supervise(command: list[str], run_dir: Path) -> int:
+    """Run `accelerate launch` in a session of its own, and pass one SIGTERM on to the ranks themselves.
+
+    The elastic agent between us would kill the ranks 30 seconds after a signal, in the middle of a checkpoint.
+    """
+    (run_dir / "status.json").unlink(missing_ok=True)
+    process = subprocess.Popen(command, start_new_session=True)
+    asked: list[int] = []
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        if not asked:
+            print("stopping after this step ...", flush=True)
+            asked.append(number)
+            for rank in _worker_pids(process.pid):
+                os.kill(rank, signal.SIGTERM)
+        elif number == signal.SIGINT:
+            os.killpg(process.pid, signal.SIGKILL)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, forward)
+    status = process.wait()
+    if status != 0:
+        return status if status > 0 else 128 - status
+    if asked and _status(run_dir).get("state") == "interrupted":
+        return 128 + asked[0]
+    return int(_status(run_dir).get("exit_status", 0))
+
+
+def _worker_pids(agent: int) -> list[int]:
+    import psutil
+
+    return [child.pid for child in psutil.Process(agent).children(recursive=True) if _is_rank(child.cmdline())]
+
+
+def _is_rank(command: list[str]) -> bool:
+    return "tunecli.worker" in command
+
+
+def _status(run_dir: Path) -> dict[str, object]:
+    path = run_dir / "status.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _point_latest_at(run_dir: Path, config: RunConfig) -> None:
+    """`outputs/<recipe>/latest`, where the run directory lies in the usual place."""
+    if run_dir.parent.name != config.recipe:
+        return
+    beside = run_dir.parent / ".latest.partial"
+    beside.unlink(missing_ok=True)
+    beside.symlink_to(run_dir.name)
+    beside.rename(run_dir.parent / "latest")

@@ -1,0 +1,122 @@
+"""Padding-free attention: the sequences of a micro-batch lie end to end in one row and never see each other.
+
+One function, registered with transformers under `NAME`, serves training rows and cached generation in the same
+model object. The boundaries travel as the forward argument `cu_seq_lens_q` (a name that transformers types), never
+as state around the forward: a checkpointed layer runs again in backward, when any context manager has closed.
+
+The idea is that of variable-length attention (Dao, 2023, FlashAttention-2). On a CPU it is one scaled-dot-product
+call per sequence; on CUDA in half precision it is torch's variable-length flash kernel (not yet run on a GPU).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+NAME = "tunecli"
+
+# What models pass to an attention function without changing what it computes. Anything else (soft caps, sinks,
+# position biases, ...) is refused, so that the self-test at load falls back to padding.
+HARMLESS = frozenset(
+    {"dropout", "scaling", "is_causal", "position_ids", "use_cache", "cache_position", "layer_idx", "return_dict"}
+    | {"cu_seq_lens_k", "max_length_q", "max_length_k", "output_attentions", "output_hidden_states"}
+)
+
+
+FASTER_IN_FP32 = 256
+"""Up to this length torch's CPU attention is faster in fp32 than in bf16 (twice, at 120 tokens), casts included."""
+
+
+class UnsupportedAttention(ValueError):
+    """The model's attention has an argument that packed rows cannot honour."""
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    cu_seq_lens_q: Tensor | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention over one packed row when `cu_seq_lens_q` is given, transformers' own otherwise.
+
+    Args:
+        query: [1, heads, tokens, head_dim]; `key` and `value` alike with their own number of heads.
+        cu_seq_lens_q: [sequences + 1] int32, where each sequence starts, and the end of the last.
+
+    Returns:
+        [1, tokens, heads, head_dim], and None for the weights.
+
+    Raises:
+        UnsupportedAttention: the model passes an argument that this function does not know.
+    """
+    if cu_seq_lens_q is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    unknown = sorted(name for name, given in kwargs.items() if name not in HARMLESS and given not in (None, False))
+    if unknown:
+        raise UnsupportedAttention(f"packed rows do not support the attention arguments {unknown}")
+    causal = _is_causal(module, kwargs)
+    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and not kwargs.get("dropout"):
+        return _varlen_cuda(query, key, value, cu_seq_lens_q, causal, sliding_window, kwargs.get("scaling")), None
+    edges = cu_seq_lens_q.tolist()
+    pieces = []
+    for start, end in zip(edges, edges[1:], strict=False):
+        mask = _window_mask(end - start, sliding_window, causal, query.device)
+        parts = [part[:, :, start:end] for part in (query, key, value)]
+        if query.device.type == "cpu" and end - start <= FASTER_IN_FP32:
+            parts = [part.float() for part in parts]
+        pieces.append(sdpa_attention_forward(module, *parts, mask, **kwargs)[0].to(query.dtype))
+    return torch.cat(pieces, dim=1), None
+
+
+def _is_causal(module: nn.Module, kwargs: dict[str, Any]) -> bool:
+    given = kwargs.get("is_causal")
+    return bool(getattr(module, "is_causal", True) if given is None else given)
+
+
+def _window_mask(length: int, window: int | None, causal: bool, device: torch.device) -> Tensor | None:
+    """[1, 1, length, length] bool, or None where the window hides nothing."""
+    if window is None or length <= window:
+        return None
+    position = torch.arange(length, device=device)
+    distance = position[:, None] - position
+    seen = (distance >= 0) & (distance < window) if causal else distance.abs() < window
+    return seen[None, None]
+
+
+def _varlen_cuda(
+    query: Tensor, key: Tensor, value: Tensor, edges: Tensor, causal: bool, window: int | None, scale: float | None
+) -> Tensor:
+    """[1, tokens, heads, head_dim] from torch's variable-length flash attention. Not yet run on a GPU."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    longest = int((edges[1:] - edges[:-1]).max())
+    reach = -1 if window is None else window - 1
+    flat = [part[0].transpose(0, 1).contiguous() for part in (query, key, value)]
+    out = varlen_attn(
+        *flat,
+        edges,
+        edges,
+        longest,
+        longest,
+        scale=scale,
+        window_size=(reach, 0 if causal else reach),
+        enable_gqa=flat[0].shape[1] != flat[1].shape[1],
+    )
+    return out[None]
+
+
+def _mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+    return sdpa_mask(*args, attention_mask=attention_mask, **kwargs)
+
+
+AttentionInterface.register(NAME, packed_attention)
+AttentionMaskInterface.register(NAME, _mask)

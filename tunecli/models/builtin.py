@@ -1,0 +1,92 @@
+"""Tiny models with random weights, for smoke recipes and tests: no download, trained in seconds.
+
+`builtin:tiny_llama` is written once into the cache folder, with a byte-level tokenizer that speaks ChatML, and is an
+ordinary model folder from then on.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from tunecli.config.errors import UserError
+from tunecli.config.paths import cache_dir
+
+PREFIX = "builtin:"
+VERSION = 1
+"""Part of the folder's name; raise it when anything below changes."""
+
+SPECIAL_TOKENS = ("<|pad|>", "<|im_start|>", "<|im_end|>")
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' "
+    "+ '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+SHAPE = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+ARCHITECTURES: dict[str, tuple[str, dict[str, object]]] = {
+    "tiny_llama": ("llama", SHAPE | {"num_key_value_heads": 2}),
+    "tiny_qwen3": ("qwen3", SHAPE | {"num_key_value_heads": 2, "head_dim": 16}),
+    "tiny_gpt2": ("gpt2", {"n_embd": 64, "n_inner": 128, "n_layer": 2, "n_head": 4, "n_positions": 1024}),
+}
+"""name -> transformers' model type and configuration values"""
+
+
+def materialize(name: str) -> Path:
+    """The folder of the tiny model `name`, written now if this is its first use. Safe under several processes.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    if name not in ARCHITECTURES:
+        raise UserError(
+            f"there is no builtin model {name!r}", where="model.path", fix=f"one of {', '.join(ARCHITECTURES)}"
+        )
+    folder = cache_dir() / "models" / f"{name}-v{VERSION}"
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{name}-"))
+        _write(name, beside)
+        try:
+            beside.rename(folder)
+        except OSError:  # another process was faster
+            shutil.rmtree(beside)
+    return folder
+
+
+def _write(name: str, folder: Path) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    tokenizer = byte_tokenizer()
+    model_type, values = ARCHITECTURES[name]
+    config = AutoConfig.for_model(
+        model_type,
+        **values,
+        vocab_size=len(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def byte_tokenizer():  # noqa: ANN201 - a PreTrainedTokenizerFast; importing transformers for the annotation is slow
+    """A tokenizer of single bytes plus the special tokens of ChatML; any text round-trips."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate([*SPECIAL_TOKENS, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    pad, start, end = SPECIAL_TOKENS
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=pad, bos_token=start, eos_token=end, padding_side="left"
+    )
+    wrapped.chat_template = CHATML
+    return wrapped

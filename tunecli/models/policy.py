@@ -1,0 +1,108 @@
+"""`Policy`: what DDP and FSDP wrap, and the only call that training makes.
+
+A stage that called submodules itself would get silently unreduced gradients under DDP. The forward runs the
+backbone on the micro-batch, selects the positions that are trained, and only these go through the head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from enum import Enum
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tunecli.engine.batch import Batch
+from tunecli.models import attention
+from tunecli.ops.logprobs import CHUNK, checkpointed_logprobs, frozen_head_logprobs, token_logprobs
+
+ONEDNN_MULTIPLE = 32
+"""What bf16 rows are filled up to on a CPU: oneDNN compiles a kernel for every new shape of a product, which costs
+more than a few tokens too many."""
+
+
+class Head(Enum):
+    """How log-probabilities are made from hidden states; `self_test` finds the first that is exact."""
+
+    chunked = "chunked"
+    """The output embedding in chunks is the whole head."""
+    logits = "logits"
+    """The model does more (soft caps, logit scales): its own forward with `logits_to_keep`."""
+
+
+class Policy(nn.Module):
+    """A causal language model that answers with the log-probabilities of the trained tokens."""
+
+    def __init__(self, lm: PreTrainedModel, *, packed: bool = True, head: Head = Head.chunked) -> None:
+        super().__init__()
+        self.lm = lm
+        self.packed = packed
+        self.head = head
+        self.multiple = 1
+        """Packed rows are filled up to a multiple of this many tokens."""
+
+    def forward(self, batch: Batch) -> Tensor:
+        """[trained] fp32 log-probabilities of `batch.targets`."""
+        trained = len(batch.kept)
+        batch = _filled_up(batch, self.multiple)
+        if self.head is Head.logits:
+            return self._logprobs_of_logits(batch)[:trained]
+        hidden = self.lm.get_decoder()(**model_inputs(batch)).last_hidden_state
+        return self._chunked_logprobs(hidden.flatten(0, 1)[batch.kept], batch.targets)[:trained]
+
+    def _chunked_logprobs(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        head = self.lm.get_output_embeddings()
+        if _plain_and_frozen(head):
+            return frozen_head_logprobs(head.weight, head.bias, hidden, targets)
+        return checkpointed_logprobs(head, hidden, targets)
+
+    def _logprobs_of_logits(self, batch: Batch) -> Tensor:
+        """Logits of the columns in which some row has a trained token, then those of the trained tokens."""
+        width = batch.input_ids.shape[1]
+        columns, column_index = torch.unique(batch.kept % width, return_inverse=True)
+        logits = self.lm(**model_inputs(batch), logits_to_keep=columns).logits
+        pieces = zip(
+            (batch.kept // width).split(CHUNK), column_index.split(CHUNK), batch.targets.split(CHUNK), strict=True
+        )
+        return torch.cat([token_logprobs(logits[rows, cols], target) for rows, cols, target in pieces])
+
+
+def model_inputs(batch: Batch) -> dict[str, Any]:
+    """Forward arguments of a transformers model. The empty 4-D mask of a packed row makes transformers build none,
+    so that no [tokens, tokens] tensor exists."""
+    inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False}
+    if batch.cu_seq_lens is None:
+        return inputs | {"attention_mask": batch.attention_mask}
+    no_mask = torch.empty(1, 1, 0, 0, dtype=torch.bool, device=batch.input_ids.device)
+    return inputs | {"attention_mask": no_mask, "cu_seq_lens_q": batch.cu_seq_lens}
+
+
+def _filled_up(batch: Batch, multiple: int) -> Batch:
+    """`batch` with one more sequence of arbitrary tokens at the end, and arbitrary trained tokens to be cut off."""
+    if batch.cu_seq_lens is None or multiple == 1:
+        return batch
+    tokens = batch.input_ids.shape[1]
+    more = -tokens % multiple
+    more_trained = -len(batch.kept) % multiple
+    end = batch.cu_seq_lens.new_tensor([tokens + more])
+    filler = torch.arange(more, device=batch.position_ids.device)[None]
+    return replace(
+        batch,
+        input_ids=F.pad(batch.input_ids, (0, more)),
+        position_ids=torch.cat([batch.position_ids, filler], dim=1),
+        cu_seq_lens=torch.cat([batch.cu_seq_lens, end]) if more else batch.cu_seq_lens,
+        kept=F.pad(batch.kept, (0, more_trained)),
+        targets=F.pad(batch.targets, (0, more_trained)),
+    )
+
+
+def _plain_and_frozen(head: nn.Module) -> bool:
+    """Whether the head is exactly `x @ W.T + b` with nothing to learn: no adapter, no hook, no quantised weight."""
+    return type(head) is nn.Linear and not head._forward_hooks and not any(p.requires_grad for p in head.parameters())
+
+
+def use_packed_attention(lm: PreTrainedModel) -> None:
+    lm.set_attn_implementation(attention.NAME)

@@ -1,0 +1,78 @@
+"""Log-probabilities of chosen tokens without a [tokens, vocabulary] tensor of the whole batch.
+
+The output head and the softmax run over chunks of the trained positions. Two ways, the same numbers:
+
+* `frozen_head_logprobs`: where the head is a plain frozen matrix, the gradient with respect to the hidden state of
+  token t is `grad[t] * (W[target] - softmax(W h[t]) W)`, known up to the factor `grad[t]` in the forward already.
+  It is computed there, chunk by chunk, so backward costs one multiplication and no second pass over the head
+  (the idea of Liger's fused linear cross-entropy, Hsu et al., 2024, kept per token so that any loss can follow).
+* `checkpointed_logprobs`: any other head; each chunk is computed again in backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+CHUNK = 1024
+
+
+def token_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
+    """[tokens] fp32 log-probability of `targets` [tokens] under `logits` [tokens, vocabulary]."""
+    return -F.cross_entropy(logits.float(), targets, reduction="none")
+
+
+def checkpointed_logprobs(
+    head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, *, chunk: int = CHUNK
+) -> Tensor:
+    """[tokens] log-probability of `targets` given `hidden` [tokens, width], through any differentiable `head`."""
+
+    def one_chunk(hidden: Tensor, targets: Tensor) -> Tensor:
+        return token_logprobs(head(hidden), targets)
+
+    pieces = zip(hidden.split(chunk), targets.split(chunk), strict=True)
+    if not torch.is_grad_enabled():
+        return torch.cat([one_chunk(*piece) for piece in pieces])
+    return torch.cat([checkpoint(one_chunk, *piece, use_reentrant=False) for piece in pieces])
+
+
+def frozen_head_logprobs(
+    weight: Tensor, bias: Tensor | None, hidden: Tensor, targets: Tensor, *, chunk: int = CHUNK
+) -> Tensor:
+    """[tokens] log-probability of `targets` under a frozen linear head.
+
+    Args:
+        weight: [vocabulary, width], needs no gradient; `bias` [vocabulary] or None.
+        hidden: [tokens, width]; its gradient is computed in this forward if it needs one.
+    """
+    return _FrozenHead.apply(hidden, weight, bias, targets, chunk)
+
+
+class _FrozenHead(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk: int) -> Tensor:
+        needs_gradient = ctx.needs_input_grad[0]
+        logprobs, gradients = [], []
+        for part, target in zip(hidden.split(chunk), targets.split(chunk), strict=True):
+            logits = F.linear(part.to(weight.dtype), weight, bias).float()
+            normalizer = logits.logsumexp(-1, keepdim=True)
+            rows = torch.arange(len(target), device=target.device)
+            logprobs.append(logits[rows, target] - normalizer[:, 0])
+            if needs_gradient:
+                towards = logits.sub_(normalizer).exp_().neg_()  # -softmax, then + one-hot
+                towards[rows, target] += 1.0
+                gradients.append(towards.to(weight.dtype) @ weight)
+        if needs_gradient:
+            ctx.save_for_backward(torch.cat(gradients) if gradients else hidden)
+        ctx.hidden_dtype = hidden.dtype
+        return torch.cat(logprobs) if logprobs else hidden.new_zeros(0, dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:  # type: ignore[override]
+        (towards,) = ctx.saved_tensors
+        return (towards * grad[:, None].to(towards.dtype)).to(ctx.hidden_dtype), None, None, None, None

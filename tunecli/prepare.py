@@ -1,0 +1,27 @@
+"""`python -m tunecli.prepare RUN_DIR`: fill the token cache before any process group exists.
+
+Several ranks would otherwise wait for one of them inside a collective, which times out on large data.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from tunecli.config.compose import load_config
+from tunecli.config.errors import UserError, print_error
+
+
+def main(run_dir: Path) -> int:
+    from tunecli.run import prepare_data
+
+    try:
+        prepare_data(load_config(run_dir / "config.yaml"), show_progress=True)
+    except UserError as error:
+        print_error(error)
+        return error.exit_status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,56 @@
+"""The README of a run directory, which is the model card of its result on the Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tunecli.config.run import RunConfig
+from tunecli.engine.checkpoint import write_atomically
+
+
+def write_card(config: RunConfig, run_dir: Path, *, data: Mapping[str, Any], results: Mapping[str, float]) -> None:
+    """Write `README.md`: what was trained on what, the result, and how to load it."""
+    methods = ", ".join(config.peft) or "full fine-tuning"
+    what = "the model" if not config.peft else f"an adapter ({methods}) for `{config.model.path}`"
+    rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in results.items())
+    quantized = "" if config.model.quantization.value == "none" else f" in {config.model.quantization.value}"
+    write_atomically(
+        run_dir / "README.md",
+        f"""---
+base_model: {config.model.path}
+library_name: {"peft" if config.peft else "transformers"}
+pipeline_tag: text-generation
+tags: [tunecli, {config.stage.name}]
+---
+
+# {config.recipe}
+
+Made with tunecli: {what}.
+
+| | |
+|---|---|
+| base model | `{config.model.path}`{quantized} |
+| method | {methods} |
+| stage | {config.stage.name} |
+| data | `{config.data.path}`: {data["examples"]} examples, {data["trained_tokens"]} trained tokens |
+| seed | {config.seed} |
+
+## Result
+
+| metric | value |
+|---|---|
+{rows}
+
+## Use
+
+```python
+import tunecli
+
+model, tokenizer = tunecli.load("{run_dir}")
+```
+
+`config.yaml` is the whole configuration, `metrics.jsonl` the training log, `environment.json` the versions.
+""",
+    )

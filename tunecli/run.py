@@ -1,0 +1,243 @@
+"""The composition root: model -> PEFT -> data -> stage -> optimizer -> train. The only file that knows every axis."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers import PreTrainedTokenizerBase
+
+from tunecli.config.launch import Strategy
+from tunecli.config.run import RunConfig
+from tunecli.config.train import Precision
+from tunecli.data.batching import Batching
+from tunecli.data.dataset import TokenizedDataset, prepare
+from tunecli.engine.checkpoint import (
+    Checkpoint,
+    complete_checkpoints,
+    restore_optimizer,
+    restore_parameters,
+    write_atomically,
+)
+from tunecli.engine.console import Display
+from tunecli.engine.distributed import make_accelerator, make_deterministic
+from tunecli.engine.environment import describe_environment
+from tunecli.engine.loop import Progress, Trainer, train
+from tunecli.engine.optim import build_optimizer, build_scheduler
+from tunecli.engine.precision import DTYPES, MIXED_PRECISION, resolve_precision
+from tunecli.engine.recorder import Recorder
+from tunecli.engine.signals import StopSignal
+from tunecli.engine.stage import Stage
+from tunecli.models.load import load_model, load_tokenizer, resolve_path, weight_dtype
+from tunecli.models.policy import ONEDNN_MULTIPLE, Policy
+from tunecli.models.self_test import choose_policy
+from tunecli.peft_methods.composition import inject, leave_casts_to_autocast, save_adapters
+from tunecli.report.card import write_card
+from tunecli.stages import STAGES
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    tokenizer: PreTrainedTokenizerBase
+    train: TokenizedDataset
+    validation: TokenizedDataset | None
+
+
+def main(config: RunConfig, run_dir: Path) -> int:
+    """Train one rank of the run in `run_dir`, from its newest checkpoint if it has one.
+
+    Returns:
+        The exit status: 0, or 128 + the number of the signal that ended the run after a checkpoint.
+    """
+    stop = StopSignal().install()
+    cpu = config.launch.strategy is Strategy.cpu or not torch.cuda.is_available()
+    make_deterministic(cpu=cpu)
+    precision = resolve_precision(config.train.precision, cpu=cpu, frozen_base=bool(config.peft))
+    accelerator = make_accelerator(cpu=cpu, mixed_precision=MIXED_PRECISION[precision])
+    _check_world(config, accelerator)
+    display = Display(enabled=accelerator.is_main_process, log_file=run_dir / "log.txt")
+
+    data = prepare_data(config, show_progress=display.enabled)
+    num_examples = _examples_to_train(config, len(data.train))
+    num_steps = math.ceil(num_examples / config.train.global_batch_size)
+    checkpoint = next(iter(reversed(complete_checkpoints(run_dir / "checkpoints"))), None)
+    progress = Progress(**checkpoint.state()["progress"]) if checkpoint else Progress()
+
+    policy = build_policy(config, precision=precision, device=accelerator.device, display=display)
+    stage = build_stage(config, data, policy, accelerator, num_examples)
+    optimizer = build_optimizer(policy, config.train)
+    if checkpoint:
+        restore_parameters(checkpoint, policy)
+        restore_optimizer(checkpoint, policy, optimizer)
+        stage.load_state_dict(checkpoint.state()["stage"])
+    scheduler = build_scheduler(optimizer, config.train, num_steps=num_steps, done=progress.step)
+    model, prepared = accelerator.prepare(policy, optimizer, device_placement=[config.model.device_map is None, True])
+    if checkpoint and accelerator.scaler is not None:
+        accelerator.scaler.load_state_dict(checkpoint.state()["scaler"])
+
+    recorder = Recorder(run_dir, display, num_steps=num_steps)
+    recorder.forget_after(progress.step)
+    if accelerator.is_main_process:
+        _write_environment(run_dir, data)
+    _announce(config, display, policy, data, precision.value, num_steps, checkpoint)
+    recorder.status("running", step=progress.step, exit_status=0)
+    finished = train(
+        Trainer(
+            stage=stage,
+            model=model,
+            optimizer=prepared,
+            scheduler=scheduler,
+            accelerator=accelerator,
+            config=config.train,
+            recorder=recorder,
+            progress=progress,
+            stop=stop,
+            seed=config.seed,
+            num_steps=num_steps,
+        )
+    )
+    exit_status = 0 if finished else 128 + (stop.number or 15)
+    if accelerator.is_main_process and finished:
+        save_result(config, policy, data, run_dir)
+    recorder.status("finished" if finished else "interrupted", step=progress.step, exit_status=exit_status)
+    _say_goodbye(display, run_dir, finished=finished, step=progress.step, num_steps=num_steps)
+    accelerator.end_training()
+    return exit_status
+
+
+def prepare_data(config: RunConfig, *, show_progress: bool) -> Data:
+    """Tokenizer and tokenised data, from the cache where they are there already."""
+    tokenizer = load_tokenizer(config.model)
+    train_on_prompt = config.stage.train_on_prompt
+
+    def tokenized(path: str) -> TokenizedDataset:
+        return prepare(
+            config.data, tokenizer, path=path, train_on_prompt=train_on_prompt, show_progress=show_progress
+        )
+
+    validation = tokenized(config.data.validation) if config.data.validation else None
+    return Data(tokenizer, tokenized(config.data.path), validation)
+
+
+def build_policy(config: RunConfig, *, precision: Precision, device: torch.device, display: Display) -> Policy:
+    """The model with its trainable parameters, behind the fastest exact forward."""
+    if config.model.trust_remote_code:
+        display.note(f"running the Python code that comes with {config.model.path} (model.trust_remote_code=true)")
+    stored = weight_dtype(config.model, DTYPES[precision], frozen=bool(config.peft))
+    lm = load_model(config.model, dtype=stored, device=device)
+    verdict = choose_policy(lm, config.model.attention)
+    if verdict.note:
+        display.note(verdict.note, style="yellow")
+    inject(lm, config.peft, seed=config.seed)
+    if precision is not Precision.fp32:
+        leave_casts_to_autocast(lm)
+        verdict.policy.multiple = ONEDNN_MULTIPLE if device.type == "cpu" else 1
+    return verdict.policy
+
+
+def build_stage(config: RunConfig, data: Data, policy: Policy, accelerator: Accelerator, num_examples: int) -> Stage:
+    train = config.train
+    tokens = train.micro_batch_tokens
+    if train.micro_batch_size is None and tokens is None:
+        tokens = config.data.max_length
+    batching = Batching(
+        num_processes=accelerator.num_processes,
+        process_index=accelerator.process_index,
+        rows=train.micro_batch_size,
+        tokens=tokens,
+        packed=policy.packed,
+        pad_token_id=data.tokenizer.pad_token_id or 0,
+    )
+    return STAGES[config.stage.name](
+        train=data.train,
+        validation=data.validation,
+        batching=batching,
+        accelerator=accelerator,
+        global_batch_size=train.global_batch_size,
+        num_examples=num_examples,
+        seed=config.seed,
+    )
+
+
+def save_result(config: RunConfig, policy: Policy, data: Data, run_dir: Path) -> None:
+    """Write `adapter/<name>/` or `model/`, the tokenizer beside it, and the model card."""
+    result = run_dir / ("adapter" if config.peft else "model")
+    if config.peft:
+        save_adapters(policy.lm, config.peft, result, base=resolve_path(config.model.path))
+    else:
+        policy.lm.save_pretrained(result)
+    data.tokenizer.save_pretrained(result)
+    write_card(config, run_dir, data=data.train.summary, results=_last_results(run_dir))
+
+
+def _check_world(config: RunConfig, accelerator: Accelerator) -> None:
+    if accelerator.num_processes != config.launch.num_processes:
+        raise RuntimeError(
+            f"started as {accelerator.num_processes} process(es), but config.yaml says launch.num_processes="
+            f"{config.launch.num_processes}; start runs with `tune run`"
+        )
+
+
+def _examples_to_train(config: RunConfig, num_rows: int) -> int:
+    """Examples over the whole run, repetitions counted."""
+    if config.train.max_steps is not None:
+        return config.train.max_steps * config.train.global_batch_size
+    return math.ceil(config.train.num_epochs * num_rows)
+
+
+def _write_environment(run_dir: Path, data: Data) -> None:
+    sets = {"train": data.train, "validation": data.validation}
+    record = describe_environment() | {"data": {name: each.summary for name, each in sets.items() if each}}
+    write_atomically(run_dir / "environment.json", json.dumps(record, indent=2))
+
+
+def _announce(
+    config: RunConfig,
+    display: Display,
+    policy: Policy,
+    data: Data,
+    precision: str,
+    num_steps: int,
+    checkpoint: Checkpoint | None,
+) -> None:
+    """Derived values, said once."""
+    trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in policy.parameters())
+    train = config.train
+    cut = (
+        f"{train.micro_batch_size} examples"
+        if train.micro_batch_size
+        else (f"up to {train.micro_batch_tokens or config.data.max_length} tokens")
+    )
+    display.note(f"trains {trained:,} of {total:,} parameters ({trained / total:.2%}), {precision}")
+    display.note(f"{len(data.train):,} examples, {data.train.summary['tokens']:,} tokens")
+    for note in data.train.notes + (data.validation.notes if data.validation else []):
+        display.note(note, style="yellow")
+    display.note(
+        f"{num_steps} steps of {train.global_batch_size} examples over {config.launch.num_processes} process(es), "
+        f"micro-batches of {cut}, {'padding-free' if policy.packed else 'padded'}"
+    )
+    if checkpoint:
+        display.note(f"resumes after step {checkpoint.step}", style="green")
+
+
+def _last_results(run_dir: Path) -> dict[str, float]:
+    """The last value of each loss in metrics.jsonl."""
+    results: dict[str, float] = {}
+    for line in (run_dir / "metrics.jsonl").read_text().splitlines():
+        record: dict[str, Any] = json.loads(line)
+        results |= {name: value for name, value in record.items() if name == "loss" or name.startswith("eval/")}
+    return results
+
+
+def _say_goodbye(display: Display, run_dir: Path, *, finished: bool, step: int, num_steps: int) -> None:
+    if finished:
+        display.note(f"done: {run_dir}", style="bold green")
+    else:
+        display.note(f"stopped after step {step} of {num_steps}, checkpoint saved", style="yellow")
+        display.note(f"  go on with: tune resume {run_dir}", style="yellow")

@@ -1,0 +1,34 @@
+"""`python -m tunecli.worker RUN_DIR`: one rank of a run, started by `launch.py`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from tunecli.config.compose import load_config
+from tunecli.config.errors import TrainingStopped, UserError, print_error
+
+
+def main(run_dir: Path) -> int:
+    config = load_config(run_dir / "config.yaml")
+    alone = config.launch.num_processes == 1
+    from tunecli import run
+
+    try:
+        status = run.main(config, run_dir)
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print_error(error)
+            (run_dir / "status.json").write_text(json.dumps({"state": "failed", "exit_status": error.exit_status}))
+        status = error.exit_status
+        # Every rank comes here together; a status of 0 keeps the elastic agent from adding its own traceback.
+        if isinstance(error, TrainingStopped) and not alone:
+            return 0
+        return status
+    return status if alone else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
