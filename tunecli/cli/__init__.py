@@ -1,0 +1,79 @@
+"""The `tune` command. Each verb is a module here; what does the work is imported when the verb runs, so that help and
+listings stay instant."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+
+from tunecli.config.errors import UserError, print_error
+from tunecli.config.nearest import did_you_mean
+
+VERBS = {
+    "run": "start a run: tune run recipe=NAME [key=value ...]",
+    "resume": "go on with a run that was stopped: tune resume RUN_DIR",
+    "ls": "list recipes, or the options of a group: tune ls model",
+    "show": "print a resolved configuration, and what set each value (--origin)",
+    "check": "find what is wrong with a configuration, without starting anything",
+    "cp": "copy a recipe or an option into a file of your own",
+    "env": "versions and hardware, for bug reports",
+    "completion": "completion for bash, zsh or fish",
+}
+HIDDEN = {"__complete": "complete"}
+
+HELP = """usage: tune VERB ...
+
+{verbs}
+
+start here:
+  tune ls
+  tune run recipe=smoke_sft_lora
+  tune run recipe=sft_lora_smollm2 train.learning_rate=1e-4 peft.lora.r=8
+`tune VERB --help` says more."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb; returns the exit status (2 for a mistake of the user's)."""
+    words = sys.argv[1:] if argv is None else argv
+    try:
+        status = _dispatch(words)
+        sys.stdout.flush()
+        return status
+    except UserError as error:
+        print_error(error)
+        return error.exit_status
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `tune ls | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(HELP.format(verbs="\n".join(f"  {verb:<12}{text}" for verb, text in VERBS.items())))
+        return 0
+    verb, *rest = words
+    if verb == "--version":
+        from tunecli import __version__
+
+        print(__version__)
+        return 0
+    if verb not in VERBS and verb not in HIDDEN:
+        raise UserError(f"there is no verb {verb!r}", fix=f"{did_you_mean(verb, VERBS)}verbs: {', '.join(VERBS)}")
+    module = importlib.import_module(f"tunecli.cli.{HIDDEN.get(verb, verb)}")
+    if verb in HIDDEN:
+        return module.run(rest)
+    return module.run(parser(verb).parse_intermixed_args(rest))
+
+
+def parser(verb: str) -> argparse.ArgumentParser:
+    """The argument parser of a verb, described by its module's docstring."""
+    module = importlib.import_module(f"tunecli.cli.{verb}")
+    result = argparse.ArgumentParser(
+        f"tune {verb}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    module.add_arguments(result)
+    return result

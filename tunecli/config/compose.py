@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 
 from tunecli.config.composer import Composer, Layer
 from tunecli.config.errors import ConfigError, Problem
@@ -76,8 +76,7 @@ def compose_run(recipe: str, overrides: list[str]) -> Composed:
     with Composer(primary) as composer:
         given = sort_overrides(overrides, composer)
         layers = composer.layers(given.choices)
-        recipes = [layer for layer in layers if not layer.section]
-        composer.write(recipes, {layer.name: set(layer.file.body()) for layer in recipes})
+        composer.write(layers, {layer.name: set(layer.file.body()) for layer in layers})
         skeleton = composer.compose(given.choices)
         body = _sort_body(composer, layers, skeleton)
         words, problems = check_values(given.values, skeleton)
@@ -85,7 +84,7 @@ def compose_run(recipe: str, overrides: list[str]) -> Composed:
         missing = missing_values(skeleton, set_keys, primary.where())
         if problems := [*body.problems, *given.problems, *problems, *missing]:
             raise ConfigError(problems)
-        composer.write(recipes, body.fallen)
+        composer.write(layers, body.fallen)
         composed = composer.compose([*given.choices, *words])
     composed.recipe = primary.path.stem
     with readable_errors(primary.where()):
@@ -94,32 +93,38 @@ def compose_run(recipe: str, overrides: list[str]) -> Composed:
 
 
 def _sort_body(composer: Composer, layers: list[Layer], skeleton: DictConfig) -> _Body:
-    """Which values of the recipe files stay, which fall away in a swap, and which were never right."""
+    """Which values in the files stay, which fall away in a swap, and which were never right."""
     body = _Body()
     chosen = _chosen(layers)
     probe = loose_copy(skeleton)
     for layer in layers:
-        if layer.section:
-            continue
-        alone = _chosen(composer.layers([], layer.name))
-        swapped = {group for group in alone if alone[group] != chosen[group]}
-        own_keys = composer.compose([], layer.name) if swapped else skeleton
-        for path, line in layer.file.body().items():
+        swapped, own_keys = _swapped(composer, layer, chosen)
+        for path, line in layer.lines().items():
             where = layer.file.where(line)
             if problem := chosen_by_group(path, where):
                 body.problems.append(problem)
-            elif _names_source(path) and path[0] in swapped:
+            elif path[0] in swapped and _names_source(path):
                 body.fallen[layer.name].add(path)
             elif has_key(skeleton, path):
-                problem = assign(probe, path, layer.file.value(path), where)
+                value = layer.value(path)
+                problem = assign(probe, path, value, where)
                 body.problems += [problem] if problem else []
-                body.kept.add(".".join(path))
-            elif has_key(own_keys, path):
+                body.kept |= {".".join(path)} if value != MISSING else set()
+            elif own_keys is not None and has_key(own_keys, path):
                 body.fallen[layer.name].add(path)
             else:
                 body.problems.append(unknown_key(path, skeleton, where))
         body.notes += _notes(layer, body.fallen[layer.name], chosen)
     return body
+
+
+def _swapped(composer: Composer, layer: Layer, chosen: dict[str, list[str]]) -> tuple[set[str], DictConfig | None]:
+    """The groups in which a recipe's own choice does not hold any more, and the keys that exist under its own."""
+    if layer.section:
+        return set(), None
+    alone = _chosen(composer.layers([], layer.name))
+    swapped = {group for group in alone if alone[group] != chosen[group]}
+    return swapped, composer.compose([], layer.name) if swapped else None
 
 
 def _chosen(layers: list[Layer]) -> dict[str, list[str]]:

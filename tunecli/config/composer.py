@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -38,6 +39,9 @@ class Layer:
 
     def lines(self) -> dict[KeyPath, int]:
         return {(*self.section, *path): line for path, line in self.file.body().items()}
+
+    def value(self, path: KeyPath) -> Any:
+        return self.file.value(path[len(self.section) :])
 
 
 class Composer:
