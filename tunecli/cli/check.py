@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     composed = compose_run(recipe, overrides)
     for note in composed.notes:
         print(f"note: {note}")
-    if problems := find_problems(composed.config):
+    if problems := find_problems(composed.config, new_run=True):
         raise ConfigError(problems)
     for name, value in derived(composed.config).items():
         print(f"{name:<12}{value}")

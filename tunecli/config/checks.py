@@ -47,8 +47,8 @@ LOCAL_PREFIXES = ("./", "../", "/", "~", "assets/")
 LOCAL_SUFFIXES = (".json", ".jsonl")
 
 
-def find_problems(config: RunConfig, *, resuming: bool = False) -> list[Problem]:
-    """Everything that is wrong with `config`. `resuming`: its run directory is meant to hold a run."""
+def find_problems(config: RunConfig, *, new_run: bool = False) -> list[Problem]:
+    """Everything that is wrong with `config`. A `new_run` may not take over a directory that holds one."""
     return [
         *_numbers(config),
         *_batch(config),
@@ -57,7 +57,7 @@ def find_problems(config: RunConfig, *, resuming: bool = False) -> list[Problem]
         *_launch(config),
         *_data(config),
         *_paths(config),
-        *([] if resuming else _output_dir(config)),
+        *(_output_dir(config) if new_run else []),
     ]
 
 

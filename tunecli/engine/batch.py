@@ -4,6 +4,7 @@ checkpointed layers run again in backward, when a context manager around forward
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,9 +38,9 @@ class Batch:
     """indices of the examples in the data set, fillers left out"""
 
     def to(self, device: torch.device) -> Batch:
-        moved = {
-            f.name: value.to(device, non_blocking=True)
-            for f in fields(self)
-            if isinstance(value := getattr(self, f.name), Tensor)
+        moved: dict[str, Any] = {
+            field.name: value.to(device, non_blocking=True)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
         }
         return replace(self, **moved)

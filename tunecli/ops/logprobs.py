@@ -73,6 +73,6 @@ class _FrozenHead(torch.autograd.Function):
         return torch.cat(logprobs) if logprobs else hidden.new_zeros(0, dtype=torch.float32)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
         (towards,) = ctx.saved_tensors
         return (towards * grad[:, None].to(towards.dtype)).to(ctx.hidden_dtype), None, None, None, None

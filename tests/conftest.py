@@ -1,0 +1,32 @@
+"""Tests never reach for a model hub and leave the user's cache alone."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    os.environ["TUNECLI_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def _deterministic() -> None:
+    import torch
+
+    torch.use_deterministic_algorithms(True)
+
+
+@pytest.fixture(scope="session")
+def assets() -> Path:
+    """The real small model and data, fetched by scripts/fetch_assets.py."""
+    folder = Path(__file__).parents[1] / "assets"
+    if not (folder / "models").is_dir():
+        pytest.fail("run scripts/fetch_assets.py first (scripts/test.sh does)")
+    return folder
