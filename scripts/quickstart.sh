@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From a fresh clone to a trained adapter: set-up, a small model and real data, a short LoRA run.
 set -euo pipefail
-steps=30 # on two CPU cores about 4 minutes
+steps=30
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 bash scripts/setup.sh

@@ -9,11 +9,13 @@ from pathlib import Path
 NEXT = """
 Next:
   source .venv/bin/activate
-  tune resume {run} train.max_steps=100        go on from the last checkpoint
-  tune show recipe=sft_lora_smollm2            every setting of the recipe, and tune ls for all recipes
-  tune check recipe=sft_lora_smollm2 data.path=my.jsonl
-                                               check a run on your own data (rows with "messages") before it starts
-  tune run recipe=sft_lora_smollm2 data.path=my.jsonl data.validation=null
+  tune ls                                 all recipes
+  tune show recipe=sft_lora_smollm2       every setting of this one
+  tune resume {run} train.max_steps=100
+                                          go on from the last checkpoint
+Your own data (rows with "messages"): first check, then run
+  tune check recipe=sft_lora_smollm2 data.path=my.jsonl data.validation=null train.eval_every=null
+  tune run recipe=sft_lora_smollm2 data.path=my.jsonl data.validation=null train.eval_every=null
 """
 
 
