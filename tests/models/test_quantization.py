@@ -9,12 +9,11 @@ import pytest
 import torch
 from tiny import RandomExamples, batching
 
-from tunecli.config.model import Attention, ModelConfig, Quantization
+from tunecli.config.model import ModelConfig, Quantization
 from tunecli.config.peft import LoraConfig
 from tunecli.data.batching import collate
 from tunecli.models.load import load_model
-from tunecli.models.policy import Policy
-from tunecli.models.self_test import choose_policy
+from tunecli.models.policy import Policy, use_packed_attention
 from tunecli.peft_methods.composition import inject
 
 LAYERS = {Quantization.nf4: bnb.nn.Linear4bit, Quantization.fp4: bnb.nn.Linear4bit, Quantization.int8: bnb.nn.Linear8bitLt}
@@ -23,7 +22,8 @@ LAYERS = {Quantization.nf4: bnb.nn.Linear4bit, Quantization.fp4: bnb.nn.Linear4b
 def quantized(kind: Quantization, dtype: torch.dtype = torch.float32) -> Policy:
     config = ModelConfig(path="builtin:tiny_llama", quantization=kind)
     lm = load_model(config, dtype=dtype, device=torch.device("cpu"))
-    policy = choose_policy(lm, Attention.auto).policy
+    use_packed_attention(lm)  # no self-test: it would be an evaluation pass before the first gradients
+    policy = Policy(lm, packed=True)
     inject(lm, {"lora": LoraConfig(r=4)}, seed=0)
     for name, parameter in lm.named_parameters():
         if "lora_B" in name:  # zeros would give lora_A no gradient to compare
