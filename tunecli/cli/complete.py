@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 from enum import Enum
 
-from tunecli.config.paths import GROUPS, config_root, option_names, recipe_names
+from tunecli.config.paths import GROUPS, option_names, recipe_names
 
 COMPOSING = ("run", "show", "check")
 OVERRIDING = (*COMPOSING, "resume")
@@ -33,7 +33,8 @@ def candidates(words: list[str]) -> list[str]:
         options = [text for action in parser(verb)._actions for text in action.option_strings]
         return _starting(word, [text for text in options if text.startswith("--")])
     if verb in OVERRIDING:
-        return _starting(word, _values(word) if "=" in word else _keys(word, before))
+        choosing = verb in COMPOSING
+        return _starting(word, _values(word, choosing) if "=" in word else _keys(word, choosing, before))
     if verb == "ls" and len(before) == 1:
         return _starting(word, ("recipes", *GROUPS))
     if verb == "cp" and len(before) == 1:
@@ -48,14 +49,13 @@ def _starting(word: str, names: Iterable[str]) -> list[str]:
     return [name for name in names if name.startswith(word)]
 
 
-def _keys(word: str, before: list[str]) -> list[str]:
-    """`recipe=`, groups as `model=`, and the keys of one more level: `train.`, then `train.max_steps=`."""
+def _keys(word: str, choosing: bool, before: list[str]) -> list[str]:
+    """Keys with one more level: `train.`, then `train.max_steps=`. When `choosing`, `recipe=` and groups too."""
     level = word.count(".")
     keys = [_cut(key, level) for key in _leaves()]
-    if level == 0 and before[0] in COMPOSING:
-        keys = [f"{group}=" for group in GROUPS] + keys
-        if not any(other.startswith("recipe=") for other in before):
-            keys = ["recipe=", *keys]
+    if choosing and level == 0:
+        recipe = [] if any(other.startswith("recipe=") for other in before) else ["recipe="]
+        keys = [*recipe, *(f"{group}=" for group in GROUPS), *keys]
     return list(dict.fromkeys(keys))
 
 
@@ -64,13 +64,14 @@ def _cut(key: str, level: int) -> str:
     return ".".join(parts[: level + 1]) + ("." if len(parts) > level + 1 else "=")
 
 
-def _values(word: str) -> list[str]:
+def _values(word: str, choosing: bool) -> list[str]:
     """Whole words `key=value`. In a list, as in `peft=[lora,b`, the last element is completed."""
     key, _, value = word.partition("=")
-    if key == "recipe":
+    group = key.lstrip("+").partition("@")[0]
+    if choosing and key == "recipe":
         choices = recipe_names()
-    elif (config_root() / key.lstrip("+").partition("@")[0]).is_dir() and key:
-        choices = option_names(key.lstrip("+").partition("@")[0])
+    elif choosing and group in GROUPS:
+        choices = option_names(group)
     else:
         choices = _leaves().get(key, [])
     done = value[: max(value.rfind("["), value.rfind(",")) + 1]

@@ -1,7 +1,7 @@
 """Recipe + overrides -> one typed `RunConfig`. Nothing outside this package sees Hydra or OmegaConf.
 
-Hydra composes; what is added here is the swap rule and errors that a person can act on. The recipe is composed
-with its body left out first. That skeleton tells which keys exist after all groups are chosen, so that
+Hydra composes; what is added here is the swap rule and errors that a person can act on. First the options are
+selected and no value is read: the schemas of that selection tell which keys exist, so that
 - a body value whose option was swapped away is pruned, with a note, instead of failing or landing elsewhere;
 - every unknown key and every wrong type is reported at once, with the file and line that it stands in.
 """
@@ -16,7 +16,7 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 
-from tunecli.config.composer import Composer, Layer
+from tunecli.config.composer import Composer, Layer, Selection
 from tunecli.config.errors import ConfigError, Problem
 from tunecli.config.nearest import did_you_mean
 from tunecli.config.overrides import check_values, sort_overrides
@@ -75,30 +75,31 @@ def compose_run(recipe: str, overrides: list[str]) -> Composed:
     primary = YamlFile(find_recipe(recipe))
     with Composer(primary) as composer:
         given = sort_overrides(overrides, composer)
-        layers = composer.layers(given.choices)
-        composer.write(layers, {layer.name: set(layer.file.body()) for layer in layers})
-        skeleton = composer.compose(given.choices)
-        body = _sort_body(composer, layers, skeleton)
-        words, problems = check_values(given.values, skeleton)
+        selection = composer.select(given.choices)
+        recipes = [layer for layer in selection.layers if not layer.section]
+        composer.write(recipes, {})
+        body = _sort_body(composer, selection)
+        words, problems = check_values(given.values, selection.skeleton)
         set_keys = body.kept | {override.key_or_group for override in given.values}
-        missing = missing_values(skeleton, set_keys, primary.where())
+        missing = missing_values(selection.skeleton, set_keys, primary.where())
         if problems := [*body.problems, *given.problems, *problems, *missing]:
             raise ConfigError(problems)
-        composer.write(layers, body.fallen)
+        composer.write(recipes, body.fallen)
         composed = composer.compose([*given.choices, *words])
     composed.recipe = primary.path.stem
     with readable_errors(primary.where()):
         text = OmegaConf.to_yaml(composed, resolve=True)
-        return Composed(_typed(composed), text, body.notes, layers, body.fallen, overrides)
+        return Composed(_typed(composed), text, body.notes, selection.layers, body.fallen, overrides)
 
 
-def _sort_body(composer: Composer, layers: list[Layer], skeleton: DictConfig) -> _Body:
+def _sort_body(composer: Composer, selection: Selection) -> _Body:
     """Which values in the files stay, which fall away in a swap, and which were never right."""
     body = _Body()
-    chosen = _chosen(layers)
+    skeleton, options = selection.skeleton, selection.options()
     probe = loose_copy(skeleton)
-    for layer in layers:
-        swapped, own_keys = _swapped(composer, layer, chosen)
+    for layer in selection.layers:
+        own = selection if layer.section else composer.select([], layer.name)
+        swapped = {group for group, names in own.options().items() if names != options[group]}
         for path, line in layer.lines().items():
             where = layer.file.where(line)
             if problem := chosen_by_group(path, where):
@@ -110,44 +111,25 @@ def _sort_body(composer: Composer, layers: list[Layer], skeleton: DictConfig) ->
                 problem = assign(probe, path, value, where)
                 body.problems += [problem] if problem else []
                 body.kept |= {".".join(path)} if value != MISSING else set()
-            elif own_keys is not None and has_key(own_keys, path):
+            elif has_key(own.skeleton, path):
                 body.fallen[layer.name].add(path)
             else:
                 body.problems.append(unknown_key(path, skeleton, where))
-        body.notes += _notes(layer, body.fallen[layer.name], chosen)
+        body.notes += _notes(layer, body.fallen[layer.name], options)
     return body
-
-
-def _swapped(composer: Composer, layer: Layer, chosen: dict[str, list[str]]) -> tuple[set[str], DictConfig | None]:
-    """The groups in which a recipe's own choice does not hold any more, and the keys that exist under its own."""
-    if layer.section:
-        return set(), None
-    alone = _chosen(composer.layers([], layer.name))
-    swapped = {group for group in alone if alone[group] != chosen[group]}
-    return swapped, composer.compose([], layer.name) if swapped else None
-
-
-def _chosen(layers: list[Layer]) -> dict[str, list[str]]:
-    """Group -> names of its chosen options, in order."""
-    chosen: dict[str, list[str]] = defaultdict(list)
-    for layer in layers:
-        group, _, option = layer.name.partition("/")
-        if option:
-            chosen[group].append(option)
-    return chosen
 
 
 def _names_source(path: KeyPath) -> bool:
     return len(path) > 1 and path[1] in SOURCE_KEYS.get(path[0], ())
 
 
-def _notes(layer: Layer, fallen: set[KeyPath], chosen: dict[str, list[str]]) -> list[str]:
+def _notes(layer: Layer, fallen: set[KeyPath], options: dict[str, list[str]]) -> list[str]:
     """One line for each group that lost values: which, where they stood, and what is chosen now."""
     notes = []
     for group in dict.fromkeys(path[0] for path in layer.file.body() if path in fallen):
         lines = {path: line for path, line in layer.file.body().items() if path in fallen and path[0] == group}
         names = ", ".join(".".join(path) for path in lines)
-        now = ",".join(chosen[group]) or "none"
+        now = ",".join(options[group]) or "none"
         notes.append(f"{layer.file.where(min(lines.values()))}: {names} fell away, as {group} is now {now}")
     return notes
 

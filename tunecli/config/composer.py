@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import tempfile
 import warnings
+from collections import defaultdict
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +16,15 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from tunecli.config.errors import ConfigError, Problem
 from tunecli.config.nearest import did_you_mean
 from tunecli.config.overrides import choice_problem
 from tunecli.config.paths import config_root, recipe_root
+from tunecli.config.run import RunConfig
 from tunecli.config.schema_check import readable_errors
-from tunecli.config.store import register
+from tunecli.config.store import SCHEMAS, register
 from tunecli.config.yaml_file import Default, KeyPath, YamlFile
 
 ROOT_SCHEMA = "run"
@@ -44,11 +46,31 @@ class Layer:
         return self.file.value(path[len(self.section) :])
 
 
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What a recipe and the chosen options come to, before any of their values."""
+
+    layers: list[Layer]
+    """In the order of merging"""
+    skeleton: DictConfig
+    """Every key that there is, at the defaults of the schemas"""
+
+    def options(self) -> dict[str, list[str]]:
+        """Group -> names of its chosen options, in order."""
+        chosen: dict[str, list[str]] = defaultdict(list)
+        for layer in self.layers:
+            group, _, option = layer.name.partition("/")
+            if option:
+                chosen[group].append(option)
+        return chosen
+
+
 class Composer:
     def __init__(self, primary: YamlFile) -> None:
         self.primary = primary
         self.name = primary.path.stem
         self._files = {primary.path: primary}
+        self._selections: dict[tuple[str, ...], Selection] = {}
         self._folders = list(dict.fromkeys([primary.path.parent, recipe_root(), config_root()]))
         self._stack = ExitStack()
 
@@ -56,7 +78,7 @@ class Composer:
         self._refuse_bad_defaults()
         register()
         self._copies = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="tune_")))
-        self._write(Layer(self.name, (), self.primary), set())
+        self.write([Layer(self.name, (), self.primary)], {})
         self._stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # Hydra's advice on where `_self_` stands
         self._stack.enter_context(initialize_config_dir(str(self._copies), version_base="1.3", job_name="tune"))
@@ -72,32 +94,38 @@ class Composer:
     def options(self, group: str) -> set[str]:
         return {path.stem for folder in self._folders for path in (folder / group).glob("*.yaml")}
 
-    def compose(self, overrides: list[str], name: str | None = None) -> DictConfig:
+    def compose(self, overrides: list[str]) -> DictConfig:
         with readable_errors(self.primary.where()):
-            return compose(name or self.name, [self._search_path(), *overrides])
+            return compose(self.name, [self._search_path(), *overrides])
 
-    def layers(self, choices: list[str], name: str | None = None) -> list[Layer]:
-        """The files that a composition merges, in that order."""
+    def select(self, choices: list[str], name: str | None = None) -> Selection:
+        """What a composition of this recipe (or of a written one that it inherits) merges, without merging it."""
+        key = (name or self.name, *choices)
+        if key not in self._selections:
+            self._selections[key] = self._select(choices, name or self.name)
+        return self._selections[key]
+
+    def _select(self, choices: list[str], name: str) -> Selection:
         loader = GlobalHydra.instance().config_loader()
         with readable_errors(self.primary.where()):
-            merged = loader.compute_defaults_list(name or self.name, [self._search_path(), *choices], RunMode.RUN)
-        found = []
+            merged = loader.compute_defaults_list(name, [self._search_path(), *choices], RunMode.RUN)
+        selection = Selection([], OmegaConf.structured(RunConfig))
         for entry in merged.defaults:
-            path = self._find(entry.config_path or "")
-            if path is not None:
-                section = tuple(entry.package.split(".")) if entry.package else ()
-                found.append(Layer(entry.config_path, section, self._read(path)))
-        return found
+            entry_name = entry.config_path or ""
+            section = tuple(entry.package.split(".")) if entry.package else ()
+            if entry_name.startswith("schema/"):
+                _, group, schema = entry_name.split("/")
+                OmegaConf.update(selection.skeleton, entry.package, SCHEMAS[group][schema])
+            elif path := self._find(entry_name):
+                selection.layers.append(Layer(entry_name, section, self._read(path)))
+        return selection
 
     def write(self, layers: list[Layer], drop: dict[str, set[KeyPath]]) -> None:
         """Put copies of these files, each less its dropped values, in front of the real ones."""
         for layer in layers:
-            self._write(layer, drop[layer.name])
-
-    def _write(self, layer: Layer, drop: set[KeyPath]) -> None:
-        path = self._copies / f"{layer.name}.yaml"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(layer.file.without(drop), encoding="utf-8")
+            path = self._copies / f"{layer.name}.yaml"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(layer.file.without(drop.get(layer.name, set())), encoding="utf-8")
 
     def _search_path(self) -> str:
         return f"hydra.searchpath={json.dumps([f'file://{folder}' for folder in self._folders], ensure_ascii=False)}"
