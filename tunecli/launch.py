@@ -59,7 +59,7 @@ def run(recipe: str, overrides: list[str], dry_run: bool = False) -> int:
         print(note)
     run_dir = _run_dir(composed.config)
     config = _resolve(composed.config, run_dir)
-    if problems := find_problems(config):
+    if problems := find_problems(config, new_run=True):
         raise ConfigError(problems)
     plan = _plan(config, run_dir, overrides)
     if dry_run:

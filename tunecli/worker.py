@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from tunecli.config.errors import TrainingStopped, UserError, print_error
 def main(run_dir: Path) -> int:
     config = load_config(run_dir / "config.yaml")
     alone = config.launch.num_processes == 1
+    _quieten_libraries()
     from tunecli import run
 
     try:
@@ -28,6 +30,16 @@ def main(run_dir: Path) -> int:
             return 0
         return status
     return status if alone else 0
+
+
+def _quieten_libraries() -> None:
+    """Progress bars belong to a terminal and one rank; bitsandbytes' advice about an optional kernel to nobody."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if os.environ.get("RANK", "0") != "0" or not sys.stderr.isatty():
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()
 
 
 if __name__ == "__main__":
