@@ -180,6 +180,16 @@ def test_a_mistake_in_an_option_file_is_reported_with_its_line(write):
     assert "model.dtype" in fix
 
 
+def test_a_peft_option_must_name_its_entry_and_its_schema(write):
+    path = write("mine.yaml", BASE)
+    write("peft/mine.yaml", "defaults: [/schema/peft/lora@_here_, _self_]\nr: 3\n")
+    assert [where for where, _, fix in problems_of(path, "peft=mine") if "# @package peft.mine" in fix]
+    write("peft/mine.yaml", "# @package peft.mine\nr: 3\n")
+    assert [where for where, _, fix in problems_of(path, "peft=mine") if "/schema/peft/" in fix]
+    write("peft/mine.yaml", "# @package peft.mine\ndefaults: [/schema/peft/lora@_here_, _self_]\nr: 3\n")
+    assert compose_run(path, ["peft=mine"]).config.peft == {"mine": LoraConfig(r=3)}
+
+
 @pytest.mark.parametrize(
     ("text", "what"),
     [

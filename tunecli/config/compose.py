@@ -99,6 +99,9 @@ def _sort_body(composer: Composer, selection: Selection) -> _Body:
     probe = loose_copy(skeleton)
     for layer in selection.layers:
         own = selection if layer.section else composer.select([], layer.name)
+        if problem := _homeless(layer, skeleton):
+            body.problems.append(problem)
+            continue
         swapped = {group for group, names in own.options().items() if names != options[group]}
         for path, line in layer.lines().items():
             where = layer.file.where(line)
@@ -117,6 +120,21 @@ def _sort_body(composer: Composer, selection: Selection) -> _Body:
                 body.problems.append(unknown_key(path, skeleton, where))
         body.notes += _notes(layer, body.fallen[layer.name], options)
     return body
+
+
+def _homeless(layer: Layer, skeleton: DictConfig) -> Problem | None:
+    """The problem of a PEFT option that does not say which entry of `peft` it is, or of which method."""
+    group, _, option = layer.name.partition("/")
+    if group != "peft" or not layer.file.body():
+        return None
+    if len(layer.section) == 1:
+        return Problem(
+            layer.file.where(1), "does not say which entry it is", f"begin with `# @package peft.{option}`"
+        )
+    if not has_key(skeleton, layer.section):
+        fix = "inherit one: `defaults: [/schema/peft/lora@_here_, _self_]`"
+        return Problem(layer.file.where(1), "has no schema", fix)
+    return None
 
 
 def _names_source(path: KeyPath) -> bool:

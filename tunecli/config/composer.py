@@ -115,7 +115,9 @@ class Composer:
             section = tuple(entry.package.split(".")) if entry.package else ()
             if entry_name.startswith("schema/"):
                 _, group, schema = entry_name.split("/")
-                OmegaConf.update(selection.skeleton, entry.package, SCHEMAS[group][schema])
+                if section != ("peft",):  # of an option that names no entry, which `compose_run` reports
+                    with readable_errors(self.primary.where()):
+                        OmegaConf.update(selection.skeleton, entry.package, SCHEMAS[group][schema])
             elif path := self._find(entry_name):
                 selection.layers.append(Layer(entry_name, section, self._read(path)))
         return selection
