@@ -1,0 +1,88 @@
+"""What is loaded, and what is refused: safetensors only, no foreign code unless allowed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tunecli.config.errors import UserError
+from tunecli.config.model import DType, ModelConfig
+from tunecli.models.builtin import materialize
+from tunecli.models.load import load_model, load_tokenizer, resolve_path, weight_dtype
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of the tiny model that a test may spoil."""
+    import shutil
+
+    return Path(shutil.copytree(materialize("tiny_llama"), tmp_path / "model"))
+
+
+def load(path: Path | str, **fields) -> torch.nn.Module:
+    return load_model(ModelConfig(path=str(path), **fields), dtype=torch.float32, device=CPU)
+
+
+def test_pickled_weights_are_refused(folder: Path) -> None:
+    torch.save({}, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="safetensors"):
+        load(folder)
+
+
+def test_foreign_code_is_not_run_unless_allowed(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["model_type"] = "homemade"
+    config["auto_map"] = {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}
+    (folder / "config.json").write_text(json.dumps(config))
+    ran = folder / "it_ran"
+    (folder / "code.py").write_text(f"open({str(ran)!r}, 'w')\n")
+    with pytest.raises(UserError, match=r"model\.trust_remote_code=true"):
+        load(folder)
+    assert not ran.exists()
+
+
+def test_a_missing_model_is_one_clear_message() -> None:
+    with pytest.raises(UserError, match=r"^model\.path: cannot load 'no/such-model'"):
+        load("no/such-model")
+
+
+def test_an_unknown_builtin_names_the_known_ones() -> None:
+    with pytest.raises(UserError, match="tiny_llama"):
+        load("builtin:tiny_lama")
+
+
+def test_a_run_directory_without_a_whole_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("")
+    with pytest.raises(UserError, match="holds no whole model"):
+        resolve_path(str(tmp_path))
+
+
+def test_a_full_run_is_a_model(tmp_path: Path, folder: Path) -> None:
+    (tmp_path / "config.yaml").write_text("")
+    assert resolve_path(str(tmp_path)) == str(folder)
+
+
+def test_checkpointing_is_not_reentrant() -> None:
+    lm = load("builtin:tiny_llama", gradient_checkpointing=True)
+    assert lm.is_gradient_checkpointing
+    assert lm.model.layers[0]._gradient_checkpointing_func.keywords == {"use_reentrant": False}
+
+
+def test_the_tokenizer_round_trips_any_text() -> None:
+    tokenizer = load_tokenizer(ModelConfig(path="builtin:tiny_llama"))
+    text = "héllo 你好 🎬\n\ttab"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_trained_weights_are_fp32_and_frozen_ones_follow() -> None:
+    config = ModelConfig(path="x")
+    assert weight_dtype(config, torch.bfloat16, frozen=False) is torch.float32
+    assert weight_dtype(config, torch.bfloat16, frozen=True) is torch.bfloat16
+    config = ModelConfig(path="x", dtype=DType.float16)
+    assert weight_dtype(config, torch.bfloat16, frozen=True) is torch.float16
