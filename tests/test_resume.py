@@ -1,4 +1,4 @@
-"""Killed and resumed = never interrupted, bit for bit on a CPU: the promise of this tool, through the real command."""
+"""Killed and resumed = never interrupted, bit for bit on a CPU, through the real command."""
 
 from __future__ import annotations
 

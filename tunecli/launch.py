@@ -23,6 +23,7 @@ from tunecli.config.checks import find_problems
 from tunecli.config.compose import compose_run, load_config
 from tunecli.config.errors import ConfigError, UserError
 from tunecli.config.launch import Strategy
+from tunecli.config.paths import display
 from tunecli.config.run import RunConfig, to_yaml
 
 # Ranks on a CPU find each other through gloo; accelerate's own `--cpu --num_processes N` would start one process.
@@ -69,7 +70,7 @@ def run(recipe: str, overrides: list[str], dry_run: bool = False) -> int:
     for name, content in plan.files.items():
         (run_dir / name).write_text(content, encoding="utf-8")
     _point_latest_at(run_dir, config)
-    print(f"run directory: {run_dir}", flush=True)
+    print(f"run directory: {display(run_dir)}", flush=True)
     return _start(plan)
 
 
@@ -86,7 +87,8 @@ def resume(run_dir: Path, overrides: list[str]) -> int:
         raise UserError(f"{run_dir} is not a run directory", fix="name one that holds a config.yaml")
     if not overrides and _status(run_dir).get("state") == "finished":
         raise UserError(
-            f"{run_dir} has finished", fix=f"for more steps: tune resume {run_dir} train.max_steps=NUMBER"
+            f"{display(run_dir)} has finished",
+            fix=f"for more steps: tune resume {display(run_dir)} train.max_steps=NUMBER",
         )
     written = load_config(run_dir / "config.yaml")
     config = _resolve(override_config(written, overrides), run_dir)
@@ -97,6 +99,15 @@ def resume(run_dir: Path, overrides: list[str]) -> int:
         with (run_dir / "overrides.txt").open("a", encoding="utf-8") as file:
             file.write("".join(f"{override}\n" for override in ["# resumed with:", *overrides]))
     return _start(_plan(config, run_dir, overrides))
+
+
+def num_processes(config: RunConfig) -> int:
+    """As asked; else one per visible GPU, or one where there is none or one model spreads over all."""
+    if config.launch.num_processes is not None:
+        return config.launch.num_processes
+    if config.launch.strategy is Strategy.cpu or config.model.device_map is not None:
+        return 1
+    return max(visible_gpus(), 1)
 
 
 def visible_gpus() -> int:
@@ -118,12 +129,10 @@ def _run_dir(config: RunConfig) -> Path:
 
 def _resolve(config: RunConfig, run_dir: Path) -> RunConfig:
     """Fill in what depends on this machine, so that every rank and every resume reads the same."""
-    gpus = 0 if config.launch.strategy is Strategy.cpu else visible_gpus()
-    if config.launch.strategy is Strategy.ddp and gpus == 0:
+    if config.launch.strategy is Strategy.ddp and visible_gpus() == 0:
         raise UserError("there is no GPU here", where="launch.strategy", fix="launch=cpu, or launch=auto")
-    one_process = config.model.device_map is not None
-    num_processes = config.launch.num_processes or (1 if one_process else max(gpus, 1))
-    return replace(config, output_dir=str(run_dir), launch=replace(config.launch, num_processes=num_processes))
+    launch = replace(config.launch, num_processes=num_processes(config))
+    return replace(config, output_dir=str(run_dir), launch=launch)
 
 
 def _plan(config: RunConfig, run_dir: Path, overrides: list[str]) -> Plan:

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
 from tunecli.config.launch import Strategy
+from tunecli.config.paths import display as typed
 from tunecli.config.run import RunConfig
 from tunecli.config.train import Precision
 from tunecli.data.batching import Batching
@@ -237,7 +238,7 @@ def _last_results(run_dir: Path) -> dict[str, float]:
 
 def _say_goodbye(display: Display, run_dir: Path, *, finished: bool, step: int, num_steps: int) -> None:
     if finished:
-        display.note(f"done: {run_dir}", style="bold green")
+        display.note(f"done: {typed(run_dir)}", style="bold green")
     else:
         display.note(f"stopped after step {step} of {num_steps}, checkpoint saved", style="yellow")
-        display.note(f"  go on with: tune resume {run_dir}", style="yellow")
+        display.note(f"  go on with: tune resume {typed(run_dir)}", style="yellow")

@@ -119,7 +119,9 @@ def test_metrics_lines_have_what_scripts_rely_on(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_move(tmp_path: Path) -> None:
-    config = TrainConfig(optimizer=Optimizer.sgd, lr_scheduler=Scheduler.constant, learning_rate=1e30, max_grad_norm=0)
+    config = TrainConfig(
+        optimizer=Optimizer.sgd, lr_scheduler=Scheduler.constant, learning_rate=1e30, max_grad_norm=0
+    )
     with pytest.raises(TrainingStopped, match="not finite"):
         run_steps(tmp_path, config=config)
     reports = list(tmp_path.glob("non_finite_step_*_rank_0.json"))

@@ -16,7 +16,11 @@ from tunecli.models.load import load_model
 from tunecli.models.policy import Policy, use_packed_attention
 from tunecli.peft_methods.composition import inject
 
-LAYERS = {Quantization.nf4: bnb.nn.Linear4bit, Quantization.fp4: bnb.nn.Linear4bit, Quantization.int8: bnb.nn.Linear8bitLt}
+LAYERS = {
+    Quantization.nf4: bnb.nn.Linear4bit,
+    Quantization.fp4: bnb.nn.Linear4bit,
+    Quantization.int8: bnb.nn.Linear8bitLt,
+}
 
 
 def quantized(kind: Quantization, dtype: torch.dtype = torch.float32) -> Policy:

@@ -39,8 +39,9 @@ def run(args: argparse.Namespace) -> int:
 
 def derived(config: RunConfig) -> dict[str, str]:
     """What the configuration does not say itself but leads to."""
-    train = config.train
-    processes = _num_processes(config)
+    from tunecli.launch import num_processes
+
+    train, processes = config.train, num_processes(config)
     share = -(-train.global_batch_size // processes)
     batch = f"{train.global_batch_size} examples per step = {_count(processes, 'process', 'processes')}"
     if train.micro_batch_size is None:
@@ -57,17 +58,6 @@ def derived(config: RunConfig) -> dict[str, str]:
         "batch": batch,
         "length": f"{length}, warm-up {_count(train.warmup_steps, 'step')}",
     }
-
-
-def _num_processes(config: RunConfig) -> int:
-    from tunecli.config.launch import Strategy
-    from tunecli.launch import visible_gpus
-
-    if config.launch.num_processes is not None:
-        return config.launch.num_processes
-    if config.launch.strategy is Strategy.cpu or config.model.device_map is not None:
-        return 1
-    return max(visible_gpus(), 1)
 
 
 def _storage(config: RunConfig) -> str:

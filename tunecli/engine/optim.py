@@ -86,5 +86,5 @@ def build_scheduler(optimizer: TorchOptimizer, config: TrainConfig, *, num_steps
     extra = {} if name == "constant" else {"num_warmup_steps": config.warmup_steps}
     if name in ("linear", "cosine"):
         extra["num_training_steps"] = num_steps
-    build: Callable[..., LRScheduler] = TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(name)]
+    build: Any = TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(name)]
     return build(optimizer, **extra, last_epoch=done - 1)

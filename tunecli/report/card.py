@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tunecli.config.paths import display
 from tunecli.config.run import RunConfig
 from tunecli.engine.checkpoint import write_atomically
 
@@ -48,7 +49,7 @@ Made with tunecli: {what}.
 ```python
 import tunecli
 
-model, tokenizer = tunecli.load("{run_dir}")
+model, tokenizer = tunecli.load("{display(run_dir)}")
 ```
 
 `config.yaml` is the whole configuration, `metrics.jsonl` the training log, `environment.json` the versions.
