@@ -7,5 +7,5 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/setup.sh
 .venv/bin/python scripts/fetch_assets.py
 echo "quickstart: training $steps steps of recipe sft_lora_smollm2"
-.venv/bin/tune run recipe=sft_lora_smollm2 train.max_steps="$steps" train.eval_every=10
+.venv/bin/tune run recipe=sft_lora_smollm2 train.max_steps="$steps" train.eval_every="$steps"
 .venv/bin/python scripts/quickstart_summary.py outputs/sft_lora_smollm2/latest

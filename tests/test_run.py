@@ -138,3 +138,19 @@ def test_a_worker_with_another_world_size_than_asked_fails(lora_run: Path, tmp_p
     )
     assert done.returncode != 0
     assert "launch.num_processes=2" in done.stderr
+
+
+def test_a_run_is_loaded_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paths that were typed relative to where the run was started still work elsewhere."""
+    import shutil
+
+    from tunecli.models.builtin import materialize
+
+    shutil.copytree(materialize("tiny_llama"), tmp_path / "here" / "base")
+    done = tune("run", "recipe=smoke_sft_lora", "model.path=./base", "output_dir=run", cwd=tmp_path / "here")
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    lm, _ = tunecli.load(tmp_path / "here" / "run")
+    assert any("lora_A" in name for name, _ in lm.named_parameters())
+    assert "base_model: base\n" in (tmp_path / "here" / "run" / "README.md").read_text()

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
+from typing import TypeVar
 
 from tunecli.config.change import override_config
 from tunecli.config.checks import find_problems
@@ -25,6 +26,8 @@ from tunecli.config.errors import ConfigError, UserError
 from tunecli.config.launch import Strategy
 from tunecli.config.paths import display
 from tunecli.config.run import RunConfig, to_yaml
+
+PathOrNone = TypeVar("PathOrNone", str, str | None)
 
 # Ranks on a CPU find each other through gloo; accelerate's own `--cpu --num_processes N` would start one process.
 ACCELERATE_CONFIG = """\
@@ -131,8 +134,25 @@ def _resolve(config: RunConfig, run_dir: Path) -> RunConfig:
     """Fill in what depends on this machine, so that every rank and every resume reads the same."""
     if config.launch.strategy is Strategy.ddp and visible_gpus() == 0:
         raise UserError("there is no GPU here", where="launch.strategy", fix="launch=cpu, or launch=auto")
-    launch = replace(config.launch, num_processes=num_processes(config))
-    return replace(config, output_dir=str(run_dir), launch=launch)
+    return replace(
+        config,
+        model=replace(config.model, path=_absolute(config.model.path)),
+        data=replace(
+            config.data,
+            path=_absolute(config.data.path),
+            validation=_absolute(config.data.validation),
+            chat_template=_absolute(config.data.chat_template),
+        ),
+        launch=replace(config.launch, num_processes=num_processes(config)),
+        output_dir=str(run_dir),
+    )
+
+
+def _absolute(path: PathOrNone) -> PathOrNone:
+    """A run is resumed and loaded from any folder, so what lies on this machine is named from its root."""
+    if path is None or not Path(path).expanduser().exists():
+        return path
+    return str(Path(path).expanduser().resolve())
 
 
 def _plan(config: RunConfig, run_dir: Path, overrides: list[str]) -> Plan:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tunecli.config.launch import Strategy
 from tunecli.config.paths import display as typed
-from tunecli.config.run import RunConfig
+from tunecli.config.run import RunConfig, micro_batch_tokens
 from tunecli.config.train import Precision
 from tunecli.data.batching import Batching
 from tunecli.data.dataset import TokenizedDataset, prepare
@@ -143,14 +143,11 @@ def build_policy(config: RunConfig, *, precision: Precision, device: torch.devic
 
 def build_stage(config: RunConfig, data: Data, policy: Policy, accelerator: Accelerator, num_examples: int) -> Stage:
     train = config.train
-    tokens = train.micro_batch_tokens
-    if train.micro_batch_size is None and tokens is None:
-        tokens = config.data.max_length
     batching = Batching(
         num_processes=accelerator.num_processes,
         process_index=accelerator.process_index,
         rows=train.micro_batch_size,
-        tokens=tokens,
+        tokens=micro_batch_tokens(config),
         packed=policy.packed,
         pad_token_id=data.tokenizer.pad_token_id or 0,
     )
@@ -210,11 +207,8 @@ def _announce(
     trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
     total = sum(p.numel() for p in policy.parameters())
     train = config.train
-    cut = (
-        f"{train.micro_batch_size} examples"
-        if train.micro_batch_size
-        else (f"up to {train.micro_batch_tokens or config.data.max_length} tokens")
-    )
+    tokens = micro_batch_tokens(config)
+    cut = f"{train.micro_batch_size} examples" if tokens is None else f"up to {tokens} tokens"
     display.note(f"trains {trained:,} of {total:,} parameters ({trained / total:.2%}), {precision}")
     display.note(f"{len(data.train):,} examples, {data.train.summary['tokens']:,} tokens")
     for note in data.train.notes + (data.validation.notes if data.validation else []):

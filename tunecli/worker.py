@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 
 from tunecli.config.compose import load_config
@@ -35,6 +36,8 @@ def main(run_dir: Path) -> int:
 def _quieten_libraries() -> None:
     """Progress bars belong to a terminal and one rank; bitsandbytes' advice about an optional kernel to nobody."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
+    warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
     if os.environ.get("RANK", "0") != "0" or not sys.stderr.isatty():
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
         from transformers.utils.logging import disable_progress_bar

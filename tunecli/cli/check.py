@@ -39,13 +39,14 @@ def run(args: argparse.Namespace) -> int:
 
 def derived(config: RunConfig) -> dict[str, str]:
     """What the configuration does not say itself but leads to."""
+    from tunecli.config.run import micro_batch_tokens
     from tunecli.launch import num_processes
 
     train, processes = config.train, num_processes(config)
     share = -(-train.global_batch_size // processes)
     batch = f"{train.global_batch_size} examples per step = {_count(processes, 'process', 'processes')}"
     if train.micro_batch_size is None:
-        tokens = train.micro_batch_tokens or config.data.max_length
+        tokens = micro_batch_tokens(config)
         batch += f" x {share} examples, in micro-batches of up to {tokens} tokens"
     else:
         size = min(train.micro_batch_size, share)

@@ -29,6 +29,13 @@ class RunConfig:
     """The run directory itself; empty: `outputs/<recipe>/<time>`."""
 
 
+def micro_batch_tokens(config: RunConfig) -> int | None:
+    """Tokens per micro-batch; None where `train.micro_batch_size` counts examples instead."""
+    if config.train.micro_batch_size is not None:
+        return None
+    return config.train.micro_batch_tokens or max(config.data.max_length, 2048)
+
+
 def to_yaml(config: RunConfig) -> str:
     """What `config.yaml` in a run directory holds; `load_config` reads it back."""
     return OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True)

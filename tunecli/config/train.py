@@ -41,7 +41,7 @@ class TrainConfig:
     micro_batch_size: int | None = None
     """Examples per forward; the number of micro-batches is derived and printed."""
     micro_batch_tokens: int | None = None
-    """Tokens per forward instead. With neither set: `data.max_length` tokens."""
+    """Tokens per forward instead. With neither set: 2048, or `data.max_length` where that is more."""
     learning_rate: float = 2e-5
     lr_scheduler: Scheduler = Scheduler.cosine
     warmup_steps: int = 0

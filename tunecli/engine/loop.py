@@ -109,6 +109,8 @@ def train(trainer: Trainer) -> bool:
     trainer.model.train()
     trainer.recorder.display.start(step=progress.step, num_steps=trainer.num_steps)
     try:
+        if progress.step == 0 and config.eval_every is not None:
+            _evaluate(trainer, meter)  # what everything after is compared with
         while progress.step < trainer.num_steps:
             step = progress.step + 1
             seed_step(trainer.seed, step, trainer.accelerator.process_index)

@@ -63,8 +63,8 @@ def _step_of(line: str) -> float:
 
 
 def peak_memory_bytes() -> int:
-    """Highest memory so far: of the allocator on CUDA, of this process (resident set) on a CPU."""
-    if torch.cuda.is_available():
+    """Highest memory so far: of the allocator where CUDA is in use, else of this process (resident set)."""
+    if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -13,14 +13,15 @@ from tunecli.engine.checkpoint import write_atomically
 
 def write_card(config: RunConfig, run_dir: Path, *, data: Mapping[str, Any], results: Mapping[str, float]) -> None:
     """Write `README.md`: what was trained on what, the result, and how to load it."""
+    base, source = _public(config.model.path), _public(config.data.path)
     methods = ", ".join(config.peft) or "full fine-tuning"
-    what = "the model" if not config.peft else f"an adapter ({methods}) for `{config.model.path}`"
+    what = "the model" if not config.peft else f"an adapter ({methods}) for `{base}`"
     rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in results.items())
     quantized = "" if config.model.quantization.value == "none" else f" in {config.model.quantization.value}"
     write_atomically(
         run_dir / "README.md",
         f"""---
-base_model: {config.model.path}
+base_model: {base}
 library_name: {"peft" if config.peft else "transformers"}
 pipeline_tag: text-generation
 tags: [tunecli, {config.stage.name}]
@@ -32,10 +33,10 @@ Made with tunecli: {what}.
 
 | | |
 |---|---|
-| base model | `{config.model.path}`{quantized} |
+| base model | `{base}`{quantized} |
 | method | {methods} |
 | stage | {config.stage.name} |
-| data | `{config.data.path}`: {data["examples"]} examples, {data["trained_tokens"]} trained tokens |
+| data | `{source}`: {data["examples"]} examples, {data["trained_tokens"]} trained tokens |
 | seed | {config.seed} |
 
 ## Result
@@ -55,3 +56,8 @@ model, tokenizer = tunecli.load("{display(run_dir)}")
 `config.yaml` is the whole configuration, `metrics.jsonl` the training log, `environment.json` the versions.
 """,
     )
+
+
+def _public(path: str) -> str:
+    """A Hub id as it is; of a path on this machine only its last part, since cards are published."""
+    return Path(path).name if Path(path).is_absolute() else path
