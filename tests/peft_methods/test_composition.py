@@ -7,6 +7,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from tiny import causal_lm
 from torch.testing import assert_close
 
@@ -70,6 +71,30 @@ class TestEveryMethod:
         assert_close(logits(ours), expected, atol=1e-6, rtol=0)
         theirs = peft.PeftModel.from_pretrained(causal_lm(architecture), str(tmp_path / method))
         assert_close(logits(theirs), expected, atol=1e-6, rtol=0)
+
+    def test_switched_off_it_gives_the_base(self, method: str, architecture: str) -> None:
+        lm = causal_lm(architecture)
+        before = logits(lm)
+        inject(lm, self.methods(method), seed=0)
+        disturbed(lm)
+        assert not torch.allclose(logits(lm), before, atol=1e-3)
+        for module in lm.modules():
+            if isinstance(module, BaseTunerLayer):
+                module.enable_adapters(False)
+        assert_close(logits(lm), before, atol=1e-6, rtol=0)
+
+    def test_the_loss_falls(self, method: str, architecture: str) -> None:
+        lm = causal_lm(architecture)
+        inject(lm, self.methods(method), seed=0)
+        optimizer = torch.optim.AdamW([p for p in lm.parameters() if p.requires_grad], lr=1e-2)
+        losses = []
+        for _ in range(8):
+            loss = lm.train()(IDS, labels=IDS).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+        assert losses[-1] < losses[0] - 0.1
 
     def test_the_seed_alone_decides_where_it_starts(self, method: str, architecture: str) -> None:
         def start(seed: int) -> torch.Tensor:

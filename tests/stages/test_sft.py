@@ -1,0 +1,71 @@
+"""Supervised fine-tuning: what is trained on, in which order, and where a resumed stage goes on."""
+
+from __future__ import annotations
+
+import torch
+from tiny import RandomExamples, batching, causal_lm
+from torch.testing import assert_close
+
+from tunecli.config.model import Attention
+from tunecli.config.paths import option_names
+from tunecli.config.stage import STAGE_SCHEMAS
+from tunecli.engine.distributed import make_accelerator
+from tunecli.models.self_test import choose_policy
+from tunecli.stages import STAGES
+from tunecli.stages.sft import SFT
+
+LENGTHS = [9, 4, 14, 6, 5, 3, 11, 8, 2, 7, 13]
+
+
+def stage(num_examples: int = 28, validation: RandomExamples | None = None, global_batch_size: int = 4) -> SFT:
+    return SFT(
+        train=RandomExamples(LENGTHS),
+        validation=validation,
+        batching=batching(rows=2),
+        accelerator=make_accelerator(cpu=True, mixed_precision="no"),
+        global_batch_size=global_batch_size,
+        num_examples=num_examples,
+        seed=3,
+    )
+
+
+def rows(microbatches) -> list[int]:
+    return sorted(row for batch in microbatches for row in batch.rows)
+
+
+def test_table_schemas_and_yaml_agree() -> None:
+    assert set(STAGES) == set(STAGE_SCHEMAS) == set(option_names("stage"))
+
+
+def test_an_epoch_sees_every_example_once_and_the_last_step_is_short() -> None:
+    steps = list(stage(num_examples=11).steps(None))
+    assert [len(rows(step)) for step in steps] == [4, 4, 3]
+    assert sorted(row for step in steps for row in rows(step)) == list(range(11))
+
+
+def test_a_restored_stage_goes_on_in_the_middle_of_an_epoch() -> None:
+    whole = [rows(step) for step in stage().steps(None)]
+    first = stage()
+    steps = first.steps(None)
+    begun = [rows(next(steps)) for _ in range(4)]
+    second = stage()
+    second.load_state_dict(first.state_dict())
+    assert begun + [rows(step) for step in second.steps(None)] == whole
+
+
+def test_validation_loss_is_the_mean_over_all_its_tokens_however_it_is_batched() -> None:
+    policy = choose_policy(causal_lm(), Attention.packed).policy.eval()
+    validation = RandomExamples([5, 9, 4, 3, 8], seed=1)
+    with torch.no_grad():
+        pieces = []
+        for ids, trained in validation:
+            logprobs = policy.lm(input_ids=ids[None]).logits[0, :-1].log_softmax(-1)
+            pieces.append(logprobs[torch.arange(len(ids) - 1), ids[1:]][trained[1:]])
+    expected = -torch.cat(pieces).mean()
+    for size in (1, 2, 5):
+        measured = stage(validation=validation, global_batch_size=size).evaluate(policy)["eval/loss"]
+        assert_close(torch.tensor(measured), expected, atol=1e-5, rtol=0)
+
+
+def test_without_validation_data_there_is_nothing_to_evaluate() -> None:
+    assert stage().evaluate(None) == {}

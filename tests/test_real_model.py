@@ -1,0 +1,76 @@
+"""SmolLM2-135M-Instruct and the movie reviews: the laws on real weights and real rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import batching
+from torch.testing import assert_close
+
+from tunecli.config.data import DataConfig
+from tunecli.config.model import Attention, ModelConfig, Quantization
+from tunecli.config.peft import LoraConfig
+from tunecli.data.batching import collate
+from tunecli.data.dataset import TokenizedDataset, prepare
+from tunecli.models.load import load_model, load_tokenizer
+from tunecli.models.self_test import choose_policy
+from tunecli.peft_methods.composition import inject
+
+pytestmark = pytest.mark.slow
+
+
+def model_config(assets: Path, **fields) -> ModelConfig:
+    return ModelConfig(path=str(assets / "models" / "SmolLM2-135M-Instruct"), **fields)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(assets: Path):
+    return load_tokenizer(model_config(assets))
+
+
+@pytest.fixture(scope="module")
+def reviews(assets: Path, tokenizer) -> TokenizedDataset:
+    path = str(assets / "data" / "movie_reviews" / "validation.jsonl")
+    data = DataConfig(path=path, format="messages", max_length=512)
+    return prepare(data, tokenizer, path=path, train_on_prompt=False, show_progress=False)
+
+
+def test_the_answer_and_its_end_are_what_is_learnt(reviews: TokenizedDataset, tokenizer) -> None:
+    answers = {tokenizer.decode(ids[trained]) for ids, trained in (reviews[i] for i in range(len(reviews)))}
+    assert answers == {"positive<|im_end|>", "negative<|im_end|>"}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kind"),
+    [(torch.float32, Quantization.none), (torch.bfloat16, Quantization.none), (torch.bfloat16, Quantization.nf4)],
+)
+def test_real_weights_are_padding_free(assets: Path, dtype: torch.dtype, kind: Quantization) -> None:
+    lm = load_model(model_config(assets, quantization=kind), dtype=dtype, device=torch.device("cpu"))
+    verdict = choose_policy(lm, Attention.auto)
+    assert verdict.policy.packed, verdict.note
+
+
+def test_loss_and_lora_gradients_equal_transformers_own(assets: Path, reviews: TokenizedDataset) -> None:
+    lm = load_model(model_config(assets), dtype=torch.float32, device=torch.device("cpu"))
+    inject(lm, {"lora": LoraConfig(r=4)}, seed=0)
+    rows = range(6)
+    examples = [reviews[i] for i in rows]
+    width = max(len(ids) for ids, _ in examples)
+    ids = torch.stack([F.pad(ids, (0, width - len(ids))) for ids, _ in examples])
+    mask = torch.stack([F.pad(torch.ones_like(i), (0, width - len(i))) for i, _ in examples])
+    labels = torch.stack([F.pad(torch.where(t, i, -100), (0, width - len(i)), value=-100) for i, t in examples])
+    theirs = lm(input_ids=ids, attention_mask=mask, labels=labels).loss
+    theirs.backward()
+    expected = {name: p.grad.clone() for name, p in lm.named_parameters() if p.requires_grad}
+    lm.zero_grad()
+
+    policy = choose_policy(lm, Attention.packed).policy
+    ours = -policy(collate(reviews, rows, batching())).mean()
+    ours.backward()
+    assert_close(ours.detach(), theirs.detach(), atol=1e-5, rtol=1e-5)
+    for name, parameter in lm.named_parameters():
+        if parameter.requires_grad:
+            assert_close(parameter.grad, expected[name], atol=1e-5, rtol=1e-3)
