@@ -35,9 +35,7 @@ if [ "$made_with" != "$version" ] || ! grep -qF "$PWD/.venv" .venv/bin/activate;
   "$python" -m venv --clear .venv
 fi
 rm -f "$stamp"
-echo "setup: installing the packages of constraints.txt (torch among them; this can take minutes)"
-quiet=
-[ -t 1 ] || quiet=-qq
-.venv/bin/python -m pip install $quiet --disable-pip-version-check --no-input -c constraints.txt -e '.[dev]'
+echo "setup: installing the packages of constraints.txt (torch among them: about 2 GB on disk; this takes minutes and prints nothing)"
+.venv/bin/python -m pip install -qq --disable-pip-version-check --no-input -c constraints.txt -e '.[dev]'
 printf '%s\n' "$key" >"$stamp"
 echo "setup: done; 'source .venv/bin/activate' puts 'tune' on the path"

@@ -120,3 +120,20 @@ def test_a_finished_run_trains_further_when_asked(tmp_path: Path) -> None:
     finish("run", *words, "train.max_steps=7", f"output_dir={tmp_path / 'once'}")
     one, other = result(tmp_path / "more"), result(tmp_path / "once")
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the ranks learn of it through a Linux call")
+def test_a_launcher_that_is_killed_outright_leaves_no_rank_behind(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    words = ["recipe=smoke_sft_lora", "train.max_steps=100000", "train.eval_every=null", "train.save_every=null"]
+    words += ["launch=cpu", "launch.num_processes=2", f"output_dir={run_dir}"]
+    process = subprocess.Popen(tune("run", *words), start_new_session=True, stdout=subprocess.DEVNULL)
+    while steps_logged(run_dir) < 3 and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 60
+    while worker_pids(run_dir) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not worker_pids(run_dir)
+    assert json.loads((run_dir / "status.json").read_text())["state"] == "interrupted"

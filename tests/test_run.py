@@ -12,7 +12,9 @@ import torch
 
 import tunecli
 from tunecli.config.compose import load_config
+from tunecli.config.run_lock import lock_run
 from tunecli.data.batching import collate
+from tunecli.launch import visible_gpus
 from tunecli.models.policy import Policy
 from tunecli.run import prepare_data
 
@@ -154,3 +156,49 @@ def test_a_run_is_loaded_from_any_folder(tmp_path: Path, monkeypatch: pytest.Mon
     lm, _ = tunecli.load(tmp_path / "here" / "run")
     assert any("lora_A" in name for name, _ in lm.named_parameters())
     assert "base_model: base\n" in (tmp_path / "here" / "run" / "README.md").read_text()
+
+
+def test_resume_refuses_what_checkpoints_depend_on_and_leaves_the_run_as_it_was(lora_run: Path) -> None:
+    before = {name: (lora_run / name).read_text() for name in ("config.yaml", "overrides.txt", "status.json")}
+    words = ["peft.lora.r=8", "train.global_batch_size=8", "data.path=other.jsonl", "train.max_steps=20"]
+    done = tune("resume", str(lora_run), *words, cwd=lora_run)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    for wanted in ("peft.lora.r cannot change", "train.global_batch_size cannot", "data.path cannot", "new run"):
+        assert wanted in done.stderr
+    fewer = tune("resume", str(lora_run), "train.max_steps=5", cwd=lora_run)
+    assert fewer.returncode == 2 and "10 steps already" in fewer.stderr
+    assert before == {name: (lora_run / name).read_text() for name in before}
+
+
+def test_two_processes_do_not_train_in_one_run_directory(lora_run: Path) -> None:
+    with lock_run(lora_run):
+        done = tune("resume", str(lora_run), "train.max_steps=20", cwd=lora_run)
+    assert done.returncode == 2
+    assert "is training in" in done.stderr and "Traceback" not in done.stderr
+    lock_run(lora_run).close()
+
+
+def test_a_run_that_fails_on_its_data_does_not_become_the_latest(tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text("{not json\n")
+    words = ["data=file", "data.path=bad.jsonl", "train.eval_every=null"]
+    assert tune("run", "recipe=smoke_sft_lora", *words, cwd=tmp_path).returncode == 2
+    assert not (tmp_path / "outputs" / "smoke_sft_lora" / "latest").exists()
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("output_dir=file/x", "output_dir: "),
+        ("data.columns.mesages=a", "did you mean messages"),
+        ("data.path=.", "is a folder"),
+        ("train.precision=fp16", "fp16 is for GPUs"),
+        ("model.path=outputs/nope/x", "there is no folder"),
+    ],
+)
+def test_mistakes_get_one_message_and_status_2(tmp_path: Path, word: str, said: str) -> None:
+    if "fp16" in word and visible_gpus():
+        pytest.skip("there is a GPU here")
+    (tmp_path / "file").write_text("")
+    done = tune("run", "recipe=smoke_sft_lora", word, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr and "Traceback" not in done.stderr

@@ -6,6 +6,7 @@ replaces this process; several are started by `accelerate launch`.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shlex
@@ -22,10 +23,12 @@ from typing import TypeVar
 from tunecli.config.change import override_config
 from tunecli.config.checks import find_problems
 from tunecli.config.compose import compose_run, load_config
-from tunecli.config.errors import ConfigError, UserError
+from tunecli.config.errors import ConfigError, Problem, UserError
 from tunecli.config.launch import Strategy
 from tunecli.config.paths import display
 from tunecli.config.run import RunConfig, to_yaml
+from tunecli.config.run_lock import lock_run
+from tunecli.config.train import Precision
 
 PathOrNone = TypeVar("PathOrNone", str, str | None)
 
@@ -63,16 +66,20 @@ def run(recipe: str, overrides: list[str], dry_run: bool = False) -> int:
         print(note)
     run_dir = _run_dir(composed.config)
     config = _resolve(composed.config, run_dir)
-    if problems := find_problems(config, new_run=True):
+    if problems := [*find_problems(config, new_run=True), *machine_problems(config)]:
         raise ConfigError(problems)
     plan = _plan(config, run_dir, overrides)
     if dry_run:
         _print_plan(plan)
         return 0
-    run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{run_dir} cannot be made: {error.strerror}", where="output_dir", fix="another folder"
+        ) from None
     for name, content in plan.files.items():
         (run_dir / name).write_text(content, encoding="utf-8")
-    _point_latest_at(run_dir, config)
     print(f"run directory: {display(run_dir)}", flush=True)
     return _start(plan)
 
@@ -95,13 +102,27 @@ def resume(run_dir: Path, overrides: list[str]) -> int:
         )
     written = load_config(run_dir / "config.yaml")
     config = _resolve(override_config(written, overrides), run_dir)
-    if problems := find_problems(config):
+    done = _newest_step(run_dir)
+    if config.train.max_steps is not None and done > config.train.max_steps:
+        raise UserError(
+            f"the run has taken {done} steps already, more than train.max_steps={config.train.max_steps}",
+            fix=f"train.max_steps={2 * done}, say",
+        )
+    if problems := [*find_problems(config), *machine_problems(config)]:
         raise ConfigError(problems)
+    lock_run(run_dir).close()
     (run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     if overrides:
         with (run_dir / "overrides.txt").open("a", encoding="utf-8") as file:
             file.write("".join(f"{override}\n" for override in ["# resumed with:", *overrides]))
     return _start(_plan(config, run_dir, overrides))
+
+
+def machine_problems(config: RunConfig) -> list[Problem]:
+    """What this machine cannot do, without importing torch."""
+    if config.train.precision is not Precision.fp16 or config.launch.strategy is Strategy.cpu or visible_gpus():
+        return []
+    return [Problem("train.precision", "fp16 is for GPUs, and there is none here", "train.precision=auto")]
 
 
 def num_processes(config: RunConfig) -> int:
@@ -195,7 +216,7 @@ def _supervise(command: list[str], run_dir: Path) -> int:
     The elastic agent between us would kill the ranks 30 seconds after a signal, in the middle of a checkpoint.
     """
     (run_dir / "status.json").unlink(missing_ok=True)
-    process = subprocess.Popen(command, start_new_session=True)
+    process = subprocess.Popen(command, start_new_session=True, preexec_fn=_end_with_parent)
     asked: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
@@ -217,6 +238,19 @@ def _supervise(command: list[str], run_dir: Path) -> int:
     return int(_status(run_dir).get("exit_status", 0))
 
 
+def _end_with_parent() -> None:
+    """On Linux: if this launcher is killed outright, the ranks are asked to save and end, not left behind."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+
+
+def _newest_step(run_dir: Path) -> int:
+    """Of the newest checkpoint; 0 where there is none."""
+    manifests = (run_dir / "checkpoints").glob("step_*/manifest.json")
+    return max((int(manifest.parent.name.removeprefix("step_")) for manifest in manifests), default=0)
+
+
 def _worker_pids(agent: int) -> list[int]:
     import psutil
 
@@ -230,13 +264,3 @@ def _is_rank(command: list[str]) -> bool:
 def _status(run_dir: Path) -> dict[str, object]:
     path = run_dir / "status.json"
     return json.loads(path.read_text()) if path.is_file() else {}
-
-
-def _point_latest_at(run_dir: Path, config: RunConfig) -> None:
-    """`outputs/<recipe>/latest`, where the run directory lies in the usual place."""
-    if run_dir.parent.name != config.recipe:
-        return
-    beside = run_dir.parent / ".latest.partial"
-    beside.unlink(missing_ok=True)
-    beside.symlink_to(run_dir.name)
-    beside.rename(run_dir.parent / "latest")

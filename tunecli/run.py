@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from tunecli.config.launch import Strategy
 from tunecli.config.paths import display as typed
 from tunecli.config.run import RunConfig, micro_batch_tokens
+from tunecli.config.run_lock import lock_run
 from tunecli.config.train import Precision
 from tunecli.data.batching import Batching
 from tunecli.data.dataset import TokenizedDataset, prepare
@@ -34,7 +36,7 @@ from tunecli.engine.precision import DTYPES, MIXED_PRECISION, resolve_precision
 from tunecli.engine.recorder import Recorder
 from tunecli.engine.signals import StopSignal
 from tunecli.engine.stage import Stage
-from tunecli.models.load import load_model, load_tokenizer, resolve_path, weight_dtype
+from tunecli.models.load import load_model, load_tokenizer, num_parameters, resolve_path, weight_dtype
 from tunecli.models.policy import ONEDNN_MULTIPLE, Policy
 from tunecli.models.self_test import choose_policy
 from tunecli.peft_methods.composition import inject, leave_casts_to_autocast, save_adapters
@@ -55,12 +57,13 @@ def main(config: RunConfig, run_dir: Path) -> int:
     Returns:
         The exit status: 0, or 128 + the number of the signal that ended the run after a checkpoint.
     """
-    stop = StopSignal().install()
+    stop = StopSignal(announce=os.environ.get("RANK", "0") == "0").install()
     cpu = config.launch.strategy is Strategy.cpu or not torch.cuda.is_available()
     make_deterministic(cpu=cpu)
     precision = resolve_precision(config.train.precision, cpu=cpu, frozen_base=bool(config.peft))
     accelerator = make_accelerator(cpu=cpu, mixed_precision=MIXED_PRECISION[precision])
     _check_world(config, accelerator)
+    lock = lock_run(run_dir) if accelerator.is_main_process else None
     display = Display(enabled=accelerator.is_main_process, log_file=run_dir / "log.txt")
 
     data = prepare_data(config, show_progress=display.enabled)
@@ -85,6 +88,8 @@ def main(config: RunConfig, run_dir: Path) -> int:
     recorder.forget_after(progress.step)
     if accelerator.is_main_process:
         _write_environment(run_dir, data)
+        if checkpoint is None:
+            _point_latest_at(run_dir, config)
     _announce(config, display, policy, data, precision.value, num_steps, checkpoint)
     recorder.status("running", step=progress.step, exit_status=0)
     finished = train(
@@ -108,6 +113,8 @@ def main(config: RunConfig, run_dir: Path) -> int:
     recorder.status("finished" if finished else "interrupted", step=progress.step, exit_status=exit_status)
     _say_goodbye(display, run_dir, finished=finished, step=progress.step, num_steps=num_steps)
     accelerator.end_training()
+    if lock is not None:
+        lock.close()
     return exit_status
 
 
@@ -205,16 +212,18 @@ def _announce(
 ) -> None:
     """Derived values, said once."""
     trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in policy.parameters())
+    total = num_parameters(policy)
     train = config.train
+    number = config.launch.num_processes
+    processes = "1 process" if number == 1 else f"{number} processes"
     tokens = micro_batch_tokens(config)
     cut = f"{train.micro_batch_size} examples" if tokens is None else f"up to {tokens} tokens"
     display.note(f"trains {trained:,} of {total:,} parameters ({trained / total:.2%}), {precision}")
-    display.note(f"{len(data.train):,} examples, {data.train.summary['tokens']:,} tokens")
+    display.note(f"{config.data.path}: {len(data.train):,} examples, {data.train.summary['tokens']:,} tokens")
     for note in data.train.notes + (data.validation.notes if data.validation else []):
         display.note(note, style="yellow")
     display.note(
-        f"{num_steps} steps of {train.global_batch_size} examples over {config.launch.num_processes} process(es), "
+        f"{num_steps} steps of {train.global_batch_size} examples over {processes}, "
         f"micro-batches of {cut}, {'padding-free' if policy.packed else 'padded'}"
     )
     if checkpoint:
@@ -236,3 +245,13 @@ def _say_goodbye(display: Display, run_dir: Path, *, finished: bool, step: int, 
     else:
         display.note(f"stopped after step {step} of {num_steps}, checkpoint saved", style="yellow")
         display.note(f"  go on with: tune resume {typed(run_dir)}", style="yellow")
+
+
+def _point_latest_at(run_dir: Path, config: RunConfig) -> None:
+    """`outputs/<recipe>/latest`, where the run directory lies in the usual place."""
+    if run_dir.parent.name != config.recipe:
+        return
+    beside = run_dir.parent / ".latest.partial"
+    beside.unlink(missing_ok=True)
+    beside.symlink_to(run_dir.name)
+    beside.rename(run_dir.parent / "latest")

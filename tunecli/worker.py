@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 import warnings
@@ -34,8 +33,8 @@ def main(run_dir: Path) -> int:
 
 
 def _quieten_libraries() -> None:
-    """Progress bars belong to a terminal and one rank; bitsandbytes' advice about an optional kernel to nobody."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    """Progress bars belong to a terminal and one rank; these warnings are about what was chosen on purpose."""
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
     warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
     warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
     if os.environ.get("RANK", "0") != "0" or not sys.stderr.isatty():

@@ -70,7 +70,7 @@ def test_a_full_run_is_a_model(tmp_path: Path, folder: Path) -> None:
 
 def test_checkpointing_is_not_reentrant() -> None:
     lm = load("builtin:tiny_llama", gradient_checkpointing=True)
-    assert lm.is_gradient_checkpointing
+    assert lm.is_activation_checkpointing
     assert lm.model.layers[0]._gradient_checkpointing_func.keywords == {"use_reentrant": False}
 
 

@@ -63,9 +63,24 @@ def test_validation_loss_is_the_mean_over_all_its_tokens_however_it_is_batched()
             pieces.append(logprobs[torch.arange(len(ids) - 1), ids[1:]][trained[1:]])
     expected = -torch.cat(pieces).mean()
     for size in (1, 2, 5):
-        measured = stage(validation=validation, global_batch_size=size).evaluate(policy)["eval/loss"]
+        measured = stage(validation=validation, global_batch_size=size).evaluate(policy, lambda done: True)[
+            "eval/loss"
+        ]
         assert_close(torch.tensor(measured), expected, atol=1e-5, rtol=0)
 
 
 def test_without_validation_data_there_is_nothing_to_evaluate() -> None:
-    assert stage().evaluate(None) == {}
+    assert stage().evaluate(None, lambda done: True) == {}
+
+
+def test_an_evaluation_that_may_not_proceed_is_abandoned() -> None:
+    policy = choose_policy(causal_lm(), Attention.packed).policy.eval()
+    asked: list[float] = []
+
+    def first_only(done: float) -> bool:
+        asked.append(done)
+        return len(asked) == 1
+
+    validation = RandomExamples([5, 9, 4, 3, 8], seed=1)
+    assert stage(validation=validation, global_batch_size=2).evaluate(policy, first_only) == {}
+    assert asked == [0.0, 0.4]

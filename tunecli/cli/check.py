@@ -25,15 +25,16 @@ def run(args: argparse.Namespace) -> int:
     recipe, overrides = split_recipe("check", args.words)
     from tunecli.config.checks import find_problems
     from tunecli.config.compose import compose_run
+    from tunecli.launch import machine_problems
 
     composed = compose_run(recipe, overrides)
     for note in composed.notes:
         print(f"note: {note}")
-    if problems := find_problems(composed.config, new_run=True):
+    if problems := [*find_problems(composed.config, new_run=True), *machine_problems(composed.config)]:
         raise ConfigError(problems)
     for name, value in derived(composed.config).items():
         print(f"{name:<12}{value}")
-    print("no problems found")
+    print("no problems found in the configuration; rows are read and checked when the run starts")
     return 0
 
 

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from omegaconf import OmegaConf
 
-from tunecli.config.errors import ConfigError
+from tunecli.config.errors import ConfigError, Problem
 from tunecli.config.overrides import COMMAND_LINE, check_values, sort_overrides
 from tunecli.config.run import RunConfig
-from tunecli.config.schema_check import assign, loose_copy
+from tunecli.config.schema_check import assign, has_key, loose_copy
+
+RESUMABLE = (
+    *("train.max_steps", "train.num_epochs", "train.learning_rate", "train.lr_scheduler", "train.warmup_steps"),
+    *("train.weight_decay", "train.adam_beta1", "train.adam_beta2", "train.adam_epsilon", "train.max_grad_norm"),
+    *("train.micro_batch_size", "train.micro_batch_tokens", "train.log_every", "train.eval_every"),
+    *("train.save_every", "train.keep_last", "launch.num_processes", "launch.strategy"),
+    *("model.gradient_checkpointing", "model.attention", "model.device_map"),
+)
+"""What a run can change on the way. Its checkpoints would not fit, or not mean the same, under another value of
+anything else: the model, the adapters, the data and their order, the optimizer."""
 
 
 class _NoOptions:
@@ -24,11 +34,20 @@ def override_config(config: RunConfig, overrides: list[str]) -> RunConfig:
     """`config` with the values of `overrides` (Hydra's `key=value` grammar).
 
     Raises:
-        ConfigError: all unknown keys and wrong types at once.
+        ConfigError: all unknown keys, wrong types and values that a run cannot change, at once.
     """
     written = OmegaConf.structured(config)
     given = sort_overrides(overrides, _NoOptions())
     _, problems = check_values(given.values, written)
+    problems += [
+        Problem(
+            COMMAND_LINE,
+            f"{override.key_or_group} cannot change in the middle of a run",
+            "start a new run; tune resume takes " + ", ".join(RESUMABLE),
+        )
+        for override in given.values
+        if override.key_or_group not in RESUMABLE and has_key(written, tuple(override.key_or_group.split(".")))
+    ]
     if problems := [*given.problems, *problems]:
         raise ConfigError(problems)
     changed = loose_copy(written)

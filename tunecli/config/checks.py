@@ -17,8 +17,14 @@ from tunecli.config.peft import NOT_TRAINABLE_YET, LoraConfig, PeftConfig
 from tunecli.config.run import RunConfig
 from tunecli.config.train import Precision
 
-FORMATS = ("alpaca", "messages", "prompt_completion", "text")
-"""Names in the FORMATS table of `tunecli.data.formats`, which cannot be imported here; a test holds them equal."""
+FORMATS = {
+    "alpaca": ("instruction", "input", "output"),
+    "messages": ("messages",),
+    "prompt_completion": ("prompt", "completion"),
+    "text": ("text",),
+}
+"""The FORMATS table of `tunecli.data.formats`, which cannot be imported here (a test holds the names equal), with the
+columns that each reads."""
 
 CHAT_TEMPLATES = ("alpaca", "chatml")
 """Named templates of `data.chat_template`; anything else is a path to a .jinja file."""
@@ -170,6 +176,14 @@ def _data(config: RunConfig) -> Iterator[Problem]:
     if data.format not in FORMATS:
         fix = f"{did_you_mean(data.format, FORMATS)}formats: {', '.join(FORMATS)}"
         yield Problem("data.format", f"there is no format {data.format!r}", fix)
+    for column in data.columns:
+        known = FORMATS.get(data.format, (column,))
+        if column not in known:
+            fix = f"{did_you_mean(column, known)}the format reads {', '.join(known)}"
+            yield Problem(f"data.columns.{column}", f"format {data.format} has no such column", fix)
+    for key, path in (("data.path", data.path), ("data.validation", data.validation)):
+        if path is not None and Path(path).expanduser().is_dir():
+            yield Problem(key, f"{path} is a folder", f"{key}=FILE.jsonl")
     if (data.validation or "").startswith("split:") and is_local(data.path):
         yield Problem("data.validation", f"{data.path} is a file and has no splits", "data.validation=FILE")
     template = data.chat_template

@@ -53,7 +53,9 @@ def unknown_key(path: KeyPath, config: DictConfig, where: str) -> Problem:
     if any("." in key for key in path):
         return Problem(where, f"{name!r} is a dotted key", "in a file nest the keys; dots are for the command line")
     return Problem(
-        where, f"there is no key {name!r}", f"{did_you_mean(name, keys(config))}`tune show` lists all keys"
+        where,
+        f"there is no key {name!r}",
+        f"{did_you_mean(name, keys(config))}`tune show recipe=NAME` lists all keys",
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
 
@@ -36,7 +36,6 @@ class Display:
             MofNCompleteColumn(),
             BarColumn(bar_width=20),
             TextColumn("{task.description}"),
-            TimeRemainingColumn(),
             console=self.console,
         )
         self._task = self._progress.add_task("starting", total=num_steps, completed=step)
@@ -51,8 +50,13 @@ class Display:
         if self._progress is None or self._task is None:
             self.note(plain)
             return
-        self._progress.update(self._task, completed=record["step"], description=line)
+        self._progress.update(self._task, completed=record["step"], description=f"{line}{_eta(record, num_steps)}")
         self._to_file(plain)
+
+    def evaluating(self, done: float) -> None:
+        """How far a running evaluation is, in the live line."""
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, description=f"evaluating {done:.0%}")
 
     def evaluation(self, record: Mapping[str, Any]) -> None:
         shown = "  ".join(f"{name} {value:.4f}" for name, value in record.items() if name != "step")

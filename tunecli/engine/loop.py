@@ -111,6 +111,9 @@ def train(trainer: Trainer) -> bool:
     try:
         if progress.step == 0 and config.eval_every is not None:
             _evaluate(trainer, meter)  # what everything after is compared with
+            if _stop_requested(trainer):
+                _save(trainer, meter)
+                return False
         while progress.step < trainer.num_steps:
             step = progress.step + 1
             seed_step(trainer.seed, step, trainer.accelerator.process_index)
@@ -209,10 +212,21 @@ def _rate_of_last_step(trainer: Trainer) -> float:
 def _evaluate(trainer: Trainer, meter: _Meter) -> None:
     with meter.paused():
         trainer.model.eval()
-        metrics = trainer.stage.evaluate(trainer.model)
+        display = trainer.recorder.display
+
+        def proceed(done: float) -> bool:
+            display.evaluating(done)
+            return not _stop_requested(trainer)
+
+        metrics = trainer.stage.evaluate(trainer.model, proceed)
         trainer.model.train()
         if metrics:
             trainer.recorder.evaluation({"step": trainer.progress.step, **metrics})
+
+
+def _stop_requested(trainer: Trainer) -> bool:
+    """On any rank; all ranks ask together."""
+    return sum_over_ranks(trainer.accelerator, {"stop": float(trainer.stop.requested)})["stop"] > 0
 
 
 def _save(trainer: Trainer, meter: _Meter) -> None:

@@ -9,7 +9,8 @@ from types import FrameType
 class StopSignal:
     """Remembers the first signal. A second Ctrl-C ends the process at once, without a checkpoint."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, announce: bool = False) -> None:
+        self.announce = announce
         self.requested = False
         self.number = 0
 
@@ -22,5 +23,7 @@ class StopSignal:
         if self.requested and number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt
+        if self.announce and not self.requested:
+            print("\nstopping: saves after this step (Ctrl-C again: ends at once, unsaved)", flush=True)
         self.requested = True
         self.number = number

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -30,8 +30,12 @@ class Stage(Protocol):
 
     def loss(self, model: nn.Module, batch: Batch) -> LossOutput: ...
 
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Validation metrics over all ranks; empty without validation data."""
+    def evaluate(self, model: nn.Module, proceed: Callable[[float], bool]) -> dict[str, float]:
+        """Validation metrics over all ranks; empty without validation data.
+
+        `proceed` takes the share done so far and is asked by all ranks together before each batch; when it says no,
+        the evaluation is abandoned and the answer is empty.
+        """
         ...
 
     def describe(self, batch: Batch) -> list[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from tunecli.config.errors import UserError
@@ -31,7 +32,16 @@ def resolve_path(path: str) -> str:
             where="model.path",
             fix="name a full fine-tuning run that has ended, or the base model; adapters cannot be stacked yet",
         )
+    if not folder.exists() and (folder.is_absolute() or len(folder.parts) > 2 or Path(folder.parts[0]).is_dir()):
+        raise UserError(
+            f"there is no folder {path}", where="model.path", fix="check the path; a Hub id is OWNER/NAME"
+        )
     return str(folder) if folder.exists() else path
+
+
+def num_parameters(model: nn.Module) -> int:
+    """Of weights packed two to a byte, both are counted."""
+    return sum(p.numel() * (2 if type(p).__name__ == "Params4bit" else 1) for p in model.parameters())
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
@@ -68,7 +78,7 @@ def load_model(config: ModelConfig, *, dtype: torch.dtype, device: torch.device)
     )
     keep_cpu_weights_unpacked(model)
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     return model
 
 

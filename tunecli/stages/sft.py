@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,11 +46,13 @@ class SFT:
         return LossOutput(-(model(batch) * batch.weights).sum())
 
     @torch.no_grad()
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
+    def evaluate(self, model: nn.Module, proceed: Callable[[float], bool]) -> dict[str, float]:
         if self.validation is None:
             return {}
         total, weight = 0.0, 0.0
         for start in range(0, len(self.validation), self.global_batch_size):
+            if not proceed(start / len(self.validation)):
+                return {}
             indices = range(start, min(start + self.global_batch_size, len(self.validation)))
             for batch in microbatches(self.validation, indices, self.batching):
                 batch = batch.to(self.accelerator.device)
