@@ -13,6 +13,9 @@ Next:
   tune show recipe=sft_lora_smollm2       every setting of this one
   tune resume {run} train.max_steps=100
                                           go on from the last checkpoint
+In Python:
+  import tunecli
+  model, tokenizer = tunecli.load("{run}")
 Your own data (rows with "messages"): first check, then run
   tune check recipe=sft_lora_smollm2 data.path=my.jsonl data.validation=null train.eval_every=null
   tune run recipe=sft_lora_smollm2 data.path=my.jsonl data.validation=null train.eval_every=null
