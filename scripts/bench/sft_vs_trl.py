@@ -5,7 +5,7 @@ forward, backward, optimizer); the first steps of every contestant are not count
 so that a machine that drifts slows all of them.
 
     bash scripts/bench/setup_trl.sh                     # once: TRL in .venv-bench
-    python scripts/bench/sft_vs_trl.py --rounds 3 --steps 10 --out result.json
+    .venv/bin/python scripts/bench/sft_vs_trl.py --rounds 3 --steps 10 --out result.json
 """
 
 from __future__ import annotations
@@ -72,7 +72,10 @@ class Result:
     first_step_seconds: float
     wall_seconds: float
     """of the whole process, saving included"""
-    cpu_seconds: float
+    cores_used: float
+    """on average, over the whole process"""
+    cores_used_by_others: float
+    """by everything else on the machine in that time; a run that had to share says little"""
     load: float
     """the machine's 1-minute load average before the start"""
     losses: list[float]
@@ -100,7 +103,12 @@ CONTESTANTS: dict[str, Callable[[Job], list[str]]] = {
     OURS: tunecli_command,
     "trl_shipped": trl_command("shipped"),
     "trl_tuned": trl_command("tuned"),
+    "trl_tuned_8x1": trl_command("tuned_8x1"),
+    "trl_tuned_1x8": trl_command("tuned_1x8"),
 }
+
+
+DEFAULT_OPPONENTS = ["trl_shipped", "trl_tuned"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +119,7 @@ class Process:
     """until the first line of metrics.jsonl, which is the end of the first step"""
     wall: float
     cpu: float
+    others_cpu: float
 
 
 def run(name: str, number: int, job: Job, warmup: int) -> Result:
@@ -128,14 +137,15 @@ def run(name: str, number: int, job: Job, warmup: int) -> Result:
         first_step_at=process.first_line_at - first_step_seconds,
         first_step_seconds=first_step_seconds,
         wall_seconds=process.wall,
-        cpu_seconds=process.cpu,
+        cores_used=process.cpu / process.wall,
+        cores_used_by_others=process.others_cpu / process.wall,
         load=load,
         losses=[step["loss"] for step in steps],
     )
 
 
 def watch(command: list[str], job: Job) -> Process:
-    started, first_line_at = time.monotonic(), 0.0
+    started, busy, first_line_at = time.monotonic(), busy_seconds(), 0.0
     with job.log.open("w") as log:
         process = subprocess.Popen(command, cwd=ROOT, env=environment(job.cache), stdout=log, stderr=log)
         while not (finished := os.wait4(process.pid, os.WNOHANG))[0]:
@@ -146,7 +156,14 @@ def watch(command: list[str], job: Job) -> Process:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode or not first_line_at:
         sys.exit(f"ended with status {process.returncode}: {shlex.join(command)}\n{job.log.read_text()[-3000:]}")
-    return Process(first_line_at, wall=time.monotonic() - started, cpu=usage.ru_utime + usage.ru_stime)
+    wall, cpu = time.monotonic() - started, usage.ru_utime + usage.ru_stime
+    return Process(first_line_at, wall, cpu, others_cpu=busy_seconds() - busy - cpu)
+
+
+def busy_seconds() -> float:
+    """Of all cores since the machine started, idle and waiting time left out."""
+    user, nice, system, _, _, irq, soft_irq, *_ = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+    return sum(map(int, (user, nice, system, irq, soft_irq))) / os.sysconf("SC_CLK_TCK")
 
 
 def counted(steps: list[dict[str, float]], warmup: int) -> dict[str, float]:
@@ -169,19 +186,24 @@ def environment(cache: Path) -> dict[str, str]:
     return kept | caches | {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
 
 
+COLUMNS: dict[str, Callable[[Result], str]] = {
+    "round": lambda run: str(run.round),
+    "   contestant": lambda run: run.contestant,
+    "real tok/s": lambda run: f"{run.tokens_per_second:.1f}",
+    "peak GB": lambda run: f"{run.memory_peak_bytes / 1e9:.2f}",
+    "s/step": lambda run: f"{run.seconds_per_step:.2f}",
+    "tok/step": lambda run: f"{run.tokens_per_step:.0f}",
+    "start-up s": lambda run: f"{run.first_step_at:.1f}",
+    "first step s": lambda run: f"{run.first_step_seconds:.1f}",
+    "whole s": lambda run: f"{run.wall_seconds:.0f}",
+    "cores": lambda run: f"{run.cores_used:.2f}",
+    "others": lambda run: f"{run.cores_used_by_others:.2f}",
+    "load": lambda run: f"{run.load:.2f}",
+}
+
+
 def line_of(result: Result) -> str:
-    figures = [
-        f"{result.round:>5}  {result.contestant:<12}{result.tokens_per_second:>10.1f}",
-        f"{result.memory_peak_bytes / 1e9:>9.2f}{result.seconds_per_step:>10.2f}{result.tokens_per_step:>13.0f}",
-        f"{result.first_step_at:>12.1f}{result.first_step_seconds:>13.1f}{result.wall_seconds:>9.0f}",
-        f"{result.cpu_seconds / result.wall_seconds:>8.2f}{result.load:>7.2f}",
-    ]
-    return "".join(figures)
-
-
-HEADER = (
-    "round  contestant  real tok/s  peak GB    s/step  tokens/step  start-up s  first step s   whole s  CPUs   load"
-)
+    return "  ".join(cell(result).rjust(len(title)) for title, cell in COLUMNS.items())
 
 
 def ratios(results: list[Result], contestant: str) -> list[float]:
@@ -191,15 +213,15 @@ def ratios(results: list[Result], contestant: str) -> list[float]:
 
 
 def summary(results: list[Result]) -> str:
-    lines = ["", "median      real tok/s  peak GB  start-up s  tunecli is faster by, each round"]
-    for name in CONTESTANTS:
+    lines = ["", "median        real tok/s  peak GB  start-up s  tunecli is faster by, each round"]
+    for name in dict.fromkeys(result.contestant for result in results):
         mine = [result for result in results if result.contestant == name]
         speed, memory, start = (
             median(getattr(result, field) for result in mine)
             for field in ("tokens_per_second", "memory_peak_bytes", "first_step_at")
         )
         faster = "" if name == OURS else " ".join(f"{ratio:.2f}x" for ratio in ratios(results, name))
-        lines.append(f"{name:<12}{speed:>10.1f}{memory / 1e9:>9.2f}{start:>12.1f}  {faster}")
+        lines.append(f"{name:<14}{speed:>10.1f}{memory / 1e9:>9.2f}{start:>12.1f}  {faster}")
     return "\n".join(lines)
 
 
@@ -229,6 +251,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10, help="counted optimizer steps of each run")
     parser.add_argument("--warmup", type=int, default=2, help="steps before those, not counted")
+    parser.add_argument(
+        "--against", nargs="+", choices=[name for name in CONTESTANTS if name != OURS], default=DEFAULT_OPPONENTS
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "bench" / "sft_vs_trl.json")
     arguments = parser.parse_args()
@@ -242,10 +267,10 @@ def main() -> None:
     data = work / "chats.jsonl"
     write_rows(data, num_rows=NUM_ROWS, seed=arguments.seed)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    print("  ".join(f"{name}={value}" for name, value in setting.items()), HEADER, sep="\n\n", flush=True)
+    print("  ".join(f"{name}={value}" for name, value in setting.items()), "  ".join(COLUMNS), sep="\n\n", flush=True)
     results: list[Result] = []
     for number in range(1, arguments.rounds + 1):
-        for name in CONTESTANTS:
+        for name in (OURS, *arguments.against):
             job = Job(data, work / name, arguments.warmup + arguments.steps, arguments.seed)
             results.append(run(name, number, job, arguments.warmup))
             print(line_of(results[-1]), flush=True)
