@@ -137,3 +137,10 @@ def test_a_launcher_that_is_killed_outright_leaves_no_rank_behind(tmp_path: Path
         time.sleep(0.2)
     assert not worker_pids(run_dir)
     assert json.loads((run_dir / "status.json").read_text())["state"] == "interrupted"
+
+
+def test_a_run_is_resumed_on_another_number_of_processes(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    finish("run", "recipe=smoke_sft_lora", "launch=cpu", "train.max_steps=3", f"output_dir={run_dir}")
+    finish("resume", str(run_dir), "launch.num_processes=2", "train.max_steps=5")
+    assert [step for step, _ in losses(run_dir)] == [1, 2, 3, 4, 5]

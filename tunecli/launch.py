@@ -111,11 +111,13 @@ def resume(run_dir: Path, overrides: list[str]) -> int:
     if problems := [*find_problems(config), *machine_problems(config)]:
         raise ConfigError(problems)
     lock_run(run_dir).close()
-    (run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    plan = _plan(config, run_dir, overrides)
+    for name in plan.files.keys() - {"overrides.txt"}:
+        (run_dir / name).write_text(plan.files[name], encoding="utf-8")
     if overrides:
         with (run_dir / "overrides.txt").open("a", encoding="utf-8") as file:
             file.write("".join(f"{override}\n" for override in ["# resumed with:", *overrides]))
-    return _start(_plan(config, run_dir, overrides))
+    return _start(plan)
 
 
 def machine_problems(config: RunConfig) -> list[Problem]:
