@@ -16,9 +16,9 @@ Next:
 In Python:
   import tunecli
   model, tokenizer = tunecli.load("{run}")
-Your own data (rows with "messages"): first check, then run
-  tune check recipe=sft_lora_smollm2 data.path=my.jsonl data.validation=null train.eval_every=null
-  tune run recipe=sft_lora_smollm2 data.path=my.jsonl data.validation=null train.eval_every=null
+Your own data: first look, then run
+  tune preview my.jsonl
+  tune run recipe=sft_lora_smollm2 data=file data.path=my.jsonl
 """
 
 

@@ -22,20 +22,23 @@ ROWS: dict[str, set[str]] = {
     "report": {"config", "ops", "engine", "models", "data", "peft_methods", "stages"},
     "run": {"config", "ops", "engine", "models", "data", "peft_methods", "stages", "report"},
     "prepare": {"config", "engine", "run"},
+    "lint": {"config", "data", "models", "run"},
     "worker": {"config", "engine", "run"},
+    "preview": {"config", "data", "run"},
     "launch": {"config"},
+    "foreign": {"config"},
     "cli": {"config"},
     "": {"peft_methods"},
     "__main__": {"cli"},
 }
 """Part of the package -> the parts that it may import. "" is `tunecli/__init__.py`."""
 
-INSIDE_FUNCTIONS: dict[str, set[str]] = {"cli": {"", "engine", "launch"}}
+INSIDE_FUNCTIONS: dict[str, set[str]] = {"cli": {"", "engine", "launch", "lint", "preview", "foreign"}}
 """More of them, for imports that run only when a function is called."""
 
 CONFIG_LIBRARIES = {"yaml", "omegaconf", "hydra"}
 
-LIGHT_PARTS = ("cli", "launch", "config")
+LIGHT_PARTS = ("cli", "launch", "foreign", "config")
 """Neither torch nor what imports it: they answer before a second has passed."""
 
 

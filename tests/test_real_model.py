@@ -14,7 +14,8 @@ from tunecli.config.data import DataConfig
 from tunecli.config.model import Attention, ModelConfig, Quantization
 from tunecli.config.peft import LoraConfig
 from tunecli.data.batching import collate
-from tunecli.data.dataset import TokenizedDataset, prepare
+from tunecli.data.mixture import Mixture, build
+from tunecli.data.tokens import Encoding
 from tunecli.models.load import load_model, load_tokenizer
 from tunecli.models.self_test import choose_policy
 from tunecli.peft_methods.composition import inject
@@ -32,13 +33,14 @@ def tokenizer(assets: Path):
 
 
 @pytest.fixture(scope="module")
-def reviews(assets: Path, tokenizer) -> TokenizedDataset:
+def reviews(assets: Path, tokenizer) -> Mixture:
     path = str(assets / "data" / "movie_reviews" / "validation.jsonl")
-    data = DataConfig(path=path, format="messages", max_length=512)
-    return prepare(data, tokenizer, path=path, train_on_prompt=False, show_progress=False)
+    examples, _ = build(DataConfig(path=path), tokenizer, Encoding(max_length=512), show_progress=False)
+    assert examples is not None
+    return examples
 
 
-def test_the_answer_and_its_end_are_what_is_learnt(reviews: TokenizedDataset, tokenizer) -> None:
+def test_the_answer_and_its_end_are_what_is_learnt(reviews: Mixture, tokenizer) -> None:
     answers = {tokenizer.decode(ids[trained]) for ids, trained in (reviews[i] for i in range(len(reviews)))}
     assert answers == {"positive<|im_end|>", "negative<|im_end|>"}
 
@@ -53,7 +55,7 @@ def test_real_weights_are_padding_free(assets: Path, dtype: torch.dtype, kind: Q
     assert verdict.policy.packed, verdict.note
 
 
-def test_loss_and_lora_gradients_equal_transformers_own(assets: Path, reviews: TokenizedDataset) -> None:
+def test_loss_and_lora_gradients_equal_transformers_own(assets: Path, reviews: Mixture) -> None:
     lm = load_model(model_config(assets), dtype=torch.float32, device=torch.device("cpu"))
     inject(lm, {"lora": LoraConfig(r=4)}, seed=0)
     rows = range(6)

@@ -30,7 +30,7 @@ def test_a_recipe_composes_and_knows_its_name(recipe: str):
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("choices", CHOICES, ids=" ".join)
 def test_every_option_fits_into_every_recipe(recipe: str, choices: tuple[str, ...]):
-    composed = compose_run(recipe, [*choices, "data.path=mine.jsonl"])
+    composed = compose_run(recipe, [*choices, "model.path=org/mine", "data.path=mine.jsonl"])
     files = {layer.file.path for layer in composed.layers}
     for choice in choices:
         group, _, option = choice.partition("=")

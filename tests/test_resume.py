@@ -16,15 +16,20 @@ import torch
 from safetensors.torch import load_file
 
 STEPS = 9
-# 64 examples by 12 are not whole epochs, so kills and saves fall into the middle of one; dropout uses randomness.
+# 49 examples by 12 are not whole epochs, so kills and saves fall into the middle of one; dropout uses randomness.
 COMMON = [f"train.max_steps={STEPS}", "train.global_batch_size=12", "train.save_every=2", "train.keep_last=3"]
 DROPOUT = "peft.lora.lora_dropout=0.2"
+MIX = "data.mix=[{path:'builtin:smoke',task:a},{path:'builtin:smoke',task:b,max_samples:21}]"
+STREAM = ["data=mix", MIX, "data.mixing=equal", "data.streaming=true", "data.shuffle_buffer=10"]
+STREAM += ["data.validation=null", "train.eval_every=null"]
 CASES = {
     "full": ["recipe=smoke_sft_full"],
     "lora": ["recipe=smoke_sft_lora", DROPOUT],
     "lora-bf16": ["recipe=smoke_sft_lora", DROPOUT, "train.precision=bf16"],
     "4bit-lora": ["recipe=smoke_qlora", DROPOUT, "train.optimizer=paged_adamw_8bit"],
     "lora-two-processes": ["recipe=smoke_sft_lora", DROPOUT, "launch=cpu", "launch.num_processes=2"],
+    "streamed": ["recipe=smoke_sft_full", *STREAM],
+    "streamed-two-processes": ["recipe=smoke_sft_lora", *STREAM, "launch=cpu", "launch.num_processes=2"],
     "full-two-processes": ["recipe=smoke_sft_full", "launch=cpu", "launch.num_processes=2"],
 }
 

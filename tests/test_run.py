@@ -46,7 +46,7 @@ def test_a_run_directory_holds_what_the_design_promises(lora_run: Path) -> None:
     assert (adapter / "tokenizer.json").is_file() and (adapter / "chat_template.jinja").is_file()
     environment = json.loads((lora_run / "environment.json").read_text())
     assert environment["packages"]["torch"] == torch.__version__
-    assert environment["data"]["train"]["fingerprint"]
+    assert environment["data"]["train"]["fingerprints"]
     assert load_config(lora_run / "config.yaml").launch.num_processes == 1
     assert not [path for path in lora_run.rglob("*") if path.suffix in (".bin", ".pt", ".pkl", ".pth")]
 
@@ -190,7 +190,7 @@ def test_a_run_that_fails_on_its_data_does_not_become_the_latest(tmp_path: Path)
     [
         ("output_dir=file/x", "output_dir: "),
         ("data.columns.mesages=a", "did you mean messages"),
-        ("data.path=.", "is a folder"),
+        ("data.path=file", "cannot read a file without a suffix"),
         ("train.precision=fp16", "fp16 is for GPUs"),
         ("model.path=outputs/nope/x", "there is no folder"),
     ],

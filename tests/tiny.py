@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import transformers as T
@@ -48,9 +50,12 @@ def causal_lm(name: str = "llama", *, seed: int = 0) -> T.PreTrainedModel:
 class RandomExamples:
     """Sequences of random tokens whose second half is trained."""
 
-    def __init__(self, lengths: list[int], *, seed: int = 0) -> None:
+    def __init__(self, lengths: list[int], *, seed: int = 0, names: Sequence[str] = ("random",)) -> None:
+        """`names`: sources, which the examples come from in turn."""
         generator = torch.Generator().manual_seed(seed)
         self.lengths = np.array(lengths)
+        self.names = list(names)
+        self.sources = np.arange(len(lengths)) % len(names)
         self._ids = [torch.randint(4, VOCABULARY, (length,), generator=generator) for length in lengths]
 
     def __len__(self) -> int:

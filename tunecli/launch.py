@@ -23,6 +23,7 @@ from typing import TypeVar
 from tunecli.config.change import override_config
 from tunecli.config.checks import find_problems
 from tunecli.config.compose import compose_run, load_config
+from tunecli.config.data_files import exists, is_glob
 from tunecli.config.errors import ConfigError, Problem, UserError
 from tunecli.config.launch import Strategy
 from tunecli.config.paths import display
@@ -163,6 +164,7 @@ def _resolve(config: RunConfig, run_dir: Path) -> RunConfig:
         data=replace(
             config.data,
             path=_absolute(config.data.path),
+            mix=[replace(source, path=_absolute(source.path)) for source in config.data.mix],
             validation=_absolute(config.data.validation),
             chat_template=_absolute(config.data.chat_template),
         ),
@@ -173,9 +175,11 @@ def _resolve(config: RunConfig, run_dir: Path) -> RunConfig:
 
 def _absolute(path: PathOrNone) -> PathOrNone:
     """A run is resumed and loaded from any folder, so what lies on this machine is named from its root."""
-    if path is None or not Path(path).expanduser().exists():
+    if path is None or not exists(path):
         return path
-    return str(Path(path).expanduser().resolve())
+    # The folder is resolved, not the name: a link may be called train.jsonl and lead to a file without a suffix.
+    place = Path(path).expanduser().absolute()
+    return str(place) if is_glob(path) else str(place.parent.resolve() / place.name)
 
 
 def _plan(config: RunConfig, run_dir: Path, overrides: list[str]) -> Plan:

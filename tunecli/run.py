@@ -9,17 +9,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
+from tunecli.config.data import Overlap
 from tunecli.config.launch import Strategy
 from tunecli.config.paths import display as typed
 from tunecli.config.run import RunConfig, micro_batch_tokens
 from tunecli.config.run_lock import lock_run
 from tunecli.config.train import Precision
+from tunecli.data import about
 from tunecli.data.batching import Batching
-from tunecli.data.dataset import TokenizedDataset, prepare
+from tunecli.data.feed import Feed, Shuffled, stream
+from tunecli.data.left_out import LeftOut
+from tunecli.data.mixture import Mixture, build, shares
+from tunecli.data.tokens import Encoding
 from tunecli.engine.checkpoint import (
     Checkpoint,
     complete_checkpoints,
@@ -47,8 +53,9 @@ from tunecli.stages import STAGES
 @dataclass(frozen=True, slots=True)
 class Data:
     tokenizer: PreTrainedTokenizerBase
-    train: TokenizedDataset
-    validation: TokenizedDataset | None
+    train: Mixture | None
+    """None with `data.streaming`: nothing is known of the examples before they come"""
+    validation: Mixture | None
 
 
 def main(config: RunConfig, run_dir: Path) -> int:
@@ -67,13 +74,14 @@ def main(config: RunConfig, run_dir: Path) -> int:
     display = Display(enabled=accelerator.is_main_process, log_file=run_dir / "log.txt")
 
     data = prepare_data(config, show_progress=display.enabled)
-    num_examples = _examples_to_train(config, len(data.train))
+    num_examples = _examples_to_train(config, data)
     num_steps = math.ceil(num_examples / config.train.global_batch_size)
     checkpoint = next(iter(reversed(complete_checkpoints(run_dir / "checkpoints"))), None)
     progress = Progress(**checkpoint.state()["progress"]) if checkpoint else Progress()
 
     policy = build_policy(config, precision=precision, device=accelerator.device, display=display)
-    stage = build_stage(config, data, policy, accelerator, num_examples)
+    feed = build_feed(config, data, LeftOut(run_dir / "left_out.jsonl", enabled=accelerator.is_main_process))
+    stage = build_stage(config, data, feed, policy, accelerator, num_examples)
     optimizer = build_optimizer(policy, config.train)
     if checkpoint:
         restore_parameters(checkpoint, policy)
@@ -121,15 +129,40 @@ def main(config: RunConfig, run_dir: Path) -> int:
 def prepare_data(config: RunConfig, *, show_progress: bool) -> Data:
     """Tokenizer and tokenised data, from the cache where they are there already."""
     tokenizer = load_tokenizer(config.model)
-    train_on_prompt = config.stage.train_on_prompt
+    train, validation = build(config.data, tokenizer, encoding_of(config), show_progress=show_progress)
+    return Data(tokenizer, train, validation)
 
-    def tokenized(path: str) -> TokenizedDataset:
-        return prepare(
-            config.data, tokenizer, path=path, train_on_prompt=train_on_prompt, show_progress=show_progress
-        )
 
-    validation = tokenized(config.data.validation) if config.data.validation else None
-    return Data(tokenizer, tokenized(config.data.path), validation)
+def encoding_of(config: RunConfig) -> Encoding:
+    """What tokenisation depends on besides the rows and the tokenizer."""
+    data, stage = config.data, config.stage
+    return Encoding(
+        max_length=data.max_length,
+        overlong=data.overlong,
+        truncation_side=data.truncation_side,
+        train_on_prompt=stage.train_on_prompt,
+        turns=stage.turns,
+        system=data.system,
+        system_prompt=data.system_prompt,
+        thinking=data.thinking,
+        chat_template_kwargs=dict(data.chat_template_kwargs),
+    )
+
+
+def build_feed(config: RunConfig, data: Data, left_out: LeftOut) -> Feed:
+    """What training draws its examples from."""
+    if data.train is not None:
+        left_out.write(data.train.left_out + (data.validation.left_out if data.validation else []))
+        return Shuffled(data.train, config.seed, shares(config.data, np.diff(data.train.starts).tolist()))
+    keep_apart = data.validation is not None and config.data.overlap is Overlap.drop
+    return stream(
+        config.data,
+        data.tokenizer,
+        encoding_of(config),
+        seed=config.seed,
+        exclude=data.validation.contents if data.validation is not None and keep_apart else np.zeros(0, np.int64),
+        report=left_out.write,
+    )
 
 
 def build_policy(config: RunConfig, *, precision: Precision, device: torch.device, display: Display) -> Policy:
@@ -148,7 +181,9 @@ def build_policy(config: RunConfig, *, precision: Precision, device: torch.devic
     return verdict.policy
 
 
-def build_stage(config: RunConfig, data: Data, policy: Policy, accelerator: Accelerator, num_examples: int) -> Stage:
+def build_stage(
+    config: RunConfig, data: Data, feed: Feed, policy: Policy, accelerator: Accelerator, num_examples: int
+) -> Stage:
     train = config.train
     batching = Batching(
         num_processes=accelerator.num_processes,
@@ -159,13 +194,12 @@ def build_stage(config: RunConfig, data: Data, policy: Policy, accelerator: Acce
         pad_token_id=data.tokenizer.pad_token_id or 0,
     )
     return STAGES[config.stage.name](
-        train=data.train,
+        feed=feed,
         validation=data.validation,
         batching=batching,
         accelerator=accelerator,
         global_batch_size=train.global_batch_size,
         num_examples=num_examples,
-        seed=config.seed,
     )
 
 
@@ -177,7 +211,8 @@ def save_result(config: RunConfig, policy: Policy, data: Data, run_dir: Path) ->
     else:
         policy.lm.save_pretrained(result)
     data.tokenizer.save_pretrained(result)
-    write_card(config, run_dir, data=data.train.summary, results=_last_results(run_dir))
+    summary = data.train.summary if data.train is not None else None
+    write_card(config, run_dir, data=summary, results=_last_results(run_dir))
 
 
 def _check_world(config: RunConfig, accelerator: Accelerator) -> None:
@@ -188,11 +223,12 @@ def _check_world(config: RunConfig, accelerator: Accelerator) -> None:
         )
 
 
-def _examples_to_train(config: RunConfig, num_rows: int) -> int:
+def _examples_to_train(config: RunConfig, data: Data) -> int:
     """Examples over the whole run, repetitions counted."""
     if config.train.max_steps is not None:
         return config.train.max_steps * config.train.global_batch_size
-    return math.ceil(config.train.num_epochs * num_rows)
+    assert data.train is not None  # `checks` asks for max_steps where data are streamed
+    return math.ceil(config.train.num_epochs * len(data.train))
 
 
 def _write_environment(run_dir: Path, data: Data) -> None:
@@ -219,9 +255,14 @@ def _announce(
     tokens = micro_batch_tokens(config)
     cut = f"{train.micro_batch_size} examples" if tokens is None else f"up to {tokens} tokens"
     display.note(f"trains {trained:,} of {total:,} parameters ({trained / total:.2%}), {precision}")
-    display.note(f"{config.data.path}: {len(data.train):,} examples, {data.train.summary['tokens']:,} tokens")
-    for note in data.train.notes + (data.validation.notes if data.validation else []):
-        display.note(note, style="yellow")
+    for line in about.facts(config.data, data.train, data.validation):
+        display.note(line)
+    for examples in (data.train, data.validation):
+        if examples is not None:
+            for line, _ in about.losses(config.data, examples):
+                display.note(line, style="yellow")
+            for line in about.splits(config.data, examples):
+                display.note(line)
     display.note(
         f"{num_steps} steps of {train.global_batch_size} examples over {processes}, "
         f"micro-batches of {cut}, {'padding-free' if policy.packed else 'padded'}"

@@ -69,7 +69,7 @@ def test_every_key_that_is_offered_exists():
 TYPED = {
     "tune ru": "tune run ",
     "tune run recipe=smoke_q": "tune run recipe=smoke_qlora ",
-    "tune run recipe=smoke_qlora data=smo": "tune run recipe=smoke_qlora data=smoke ",
+    "tune run recipe=smoke_qlora data=smok": "tune run recipe=smoke_qlora data=smoke ",
     "tune run model.dtyp": "tune run model.dtype=",
     "tunecli run train.lr_scheduler=cos": "tunecli run train.lr_scheduler=cosine ",
     "tune run +peft@peft.second=lo": "tune run +peft@peft.second=lora ",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tunecli.config import checks
+from tunecli.config import data_checks
 from tunecli.config.checks import FRACTION, NOT_NEGATIVE, POSITIVE, find_problems
 from tunecli.config.compose import compose_run
 from tunecli.config.errors import Problem
@@ -127,5 +127,5 @@ def test_names_written_here_are_those_of_the_tables():
     from tunecli.data.formats import FORMATS
     from tunecli.data.templates import NAMED
 
-    assert set(checks.FORMATS) == set(FORMATS)
-    assert set(checks.CHAT_TEMPLATES) == set(NAMED)
+    assert set(data_checks.FORMATS) == set(FORMATS)
+    assert set(data_checks.CHAT_TEMPLATES) == set(NAMED)

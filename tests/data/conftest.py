@@ -37,7 +37,7 @@ FAMILIES = {
     },
     "gptoss": {
         "eos_token": "<|return|>",
-        "marks": ["<|start|>", "<|end|>", "<|channel|>", "<|message|>"],
+        "marks": ["<|start|>", "<|end|>", "<|channel|>", "<|message|>", "<|call|>"],
     },
 }
 CORPUS = [

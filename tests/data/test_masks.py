@@ -6,10 +6,9 @@ from itertools import groupby
 
 import pytest
 
-import tunecli.data.tokenize as module
-from tunecli.config.errors import UserError
-from tunecli.data.examples import Messages
-from tunecli.data.tokenize import Tokens, tokenize
+from tunecli.data.examples import Messages, TooLong, Unusable
+from tunecli.data.text_encoder import TextEncoder
+from tunecli.data.tokenize import Encoding, Tokens, tokenize
 
 
 def turns(*contents: str, system: str | None = None) -> list[dict[str, str]]:
@@ -41,9 +40,7 @@ def cases(families: list[str]) -> list[tuple[str, str]]:
 
 
 def encode(messages, tokenizer, **options) -> list[Tokens]:
-    return tokenize(
-        Messages(messages), tokenizer, **{"max_length": 4096, "train_on_prompt": False, "where": "f row 7", **options}
-    )
+    return tokenize(Messages(messages), tokenizer, Encoding(**{"max_length": 4096, **options}))
 
 
 def runs(ids: list[int], mask: list[bool], tokenizer) -> list[str]:
@@ -142,9 +139,11 @@ def test_generation_prompt_that_no_answer_repeats(family, name, case):
 
 
 def test_answer_that_the_template_rewrites_is_refused(family):
-    messages = turns("Hello", "let me see</think>Hi")
-    with pytest.raises(UserError, match=r"f row 7: .*message 2.*\n  fix: .*generation"):
-        encode(messages, family("deepseek_r1_distill"))
+    tokenizer = family("deepseek_r1_distill")
+    tokenizer.chat_template = tokenizer.chat_template.replace("+ content +", "+ content|upper +")
+    with pytest.raises(Unusable, match="answer in message 2") as caught:
+        encode(turns("Hello", "Hi"), tokenizer)
+    assert "generation" in caught.value.fix
 
 
 @pytest.mark.parametrize("mark", ["", "<|im_start|>"])
@@ -171,17 +170,21 @@ def test_token_across_the_border_gives_the_tokens_of_inference(family, mark):
 def test_the_quick_proof_of_borders_says_what_the_whole_prefix_says(family, monkeypatch, name, case, options):
     tokenizer, messages = family(name, **options), CONVERSATIONS[case]
     quick = encode(messages, tokenizer)
-    monkeypatch.setattr(module, "_position_after_added_token", lambda *_: None)
+    monkeypatch.setattr(TextEncoder, "_after_added_token", lambda *_: None)
     assert quick == encode(messages, tokenizer)
 
 
 def test_quick_proof_needs_no_second_look_at_the_whole_text(family, monkeypatch):
     texts = []
-    monkeypatch.setattr(
-        module, "_ids", lambda tokenizer, new, ids=module._ids: texts.extend(new) or ids(tokenizer, new)
-    )
-    encode(CONVERSATIONS["multi"], family("smollm2"))
-    assert set(texts) == {"assistant\n"}
+
+    def encode_and_note(encoder, new, *, add_special_tokens, encode=TextEncoder._encode):
+        texts.extend(new)
+        return encode(encoder, new, add_special_tokens=add_special_tokens)
+
+    monkeypatch.setattr(TextEncoder, "_encode", encode_and_note)
+    tokenizer = family("smollm2")
+    encode(CONVERSATIONS["multi"], tokenizer)
+    assert texts == [tokenizer.apply_chat_template(CONVERSATIONS["multi"], tokenize=False), "assistant\n"]
 
 
 def test_date_is_the_same_on_every_day(family):
@@ -195,11 +198,11 @@ def test_given_answers_of_a_conversational_prompt_are_not_trained(family):
     messages = CONVERSATIONS["multi"]
     for name in ("smollm2", "qwen3"):
         tokenizer = family(name)
-        (item,) = tokenize(Messages(messages, context=5), tokenizer, max_length=4096, train_on_prompt=False)
+        (item,) = tokenize(Messages(messages, context=5), tokenizer, Encoding())
         (trained,) = runs(item.input_ids, item.trained, tokenizer)
         assert trained.endswith("One.\nTwo.<|im_end|>") and "forty" not in trained
     marked = family("qwen2_5", "qwen2_5_training")
-    (item,) = tokenize(Messages(messages, context=5), marked, max_length=4096, train_on_prompt=False)
+    (item,) = tokenize(Messages(messages, context=5), marked, Encoding())
     assert runs(item.input_ids, item.trained, marked) == ["One.\nTwo.<|im_end|>"]
 
 
@@ -210,14 +213,15 @@ def test_train_on_prompt_trains_all_but_the_first_token(family):
     assert item.trained == [False] + [True] * (len(item.input_ids) - 1)
 
 
-def test_template_that_refuses_the_roles_names_the_row(family):
-    with pytest.raises(UserError, match="f row 7: .*System role not supported\n  fix: "):
+def test_template_that_refuses_the_roles_says_so(family):
+    with pytest.raises(Unusable, match="System role not supported"):
         encode(CONVERSATIONS["system"], family("gemma"))
 
 
 def test_tokenizer_without_template_names_the_fix(plain_tokenizer):
-    with pytest.raises(UserError, match="f row 7: .*no chat template.*\n  fix: .*data.chat_template=chatml"):
+    with pytest.raises(Unusable, match="no chat template") as caught:
         encode(CONVERSATIONS["single"], plain_tokenizer)
+    assert "data.chat_template=chatml" in caught.value.fix
 
 
 def test_cut_to_max_length_keeps_the_start(family):
@@ -225,10 +229,11 @@ def test_cut_to_max_length_keeps_the_start(family):
     (whole,) = encode(CONVERSATIONS["multi"], tokenizer)
     first = whole.trained.index(True)
     (cut,) = encode(CONVERSATIONS["multi"], tokenizer, max_length=first + 2)
-    assert cut == Tokens(whole.input_ids[: first + 2], whole.trained[: first + 2], truncated=True)
-    assert not whole.truncated
-    with pytest.raises(UserError, match=rf"f row 7: .*\n  fix: set data.max_length to more than {first}\D"):
+    assert (cut.input_ids, cut.trained) == (whole.input_ids[: first + 2], whole.trained[: first + 2])
+    assert cut.truncated and not whole.truncated
+    with pytest.raises(TooLong) as caught:
         encode(CONVERSATIONS["multi"], tokenizer, max_length=first)
+    assert f"data.max_length to more than {first}," in caught.value.fix
 
 
 def test_answers_of_a_split_row_beyond_max_length_are_left_out(family):

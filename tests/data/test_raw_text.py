@@ -7,15 +7,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from tunecli.config.errors import UserError
-from tunecli.data.examples import Messages, PromptCompletion, Text
+from tunecli.data.examples import Messages, PromptCompletion, Text, TooLong, Unusable
 from tunecli.data.templates import apply_chat_template_choice
-from tunecli.data.tokenize import Tokens, tokenize
+from tunecli.data.tokenize import Encoding, Tokens, tokenize
 
 
 def encode(example, tokenizer, **options) -> Tokens:
-    (item,) = tokenize(
-        example, tokenizer, **{"max_length": 1000, "train_on_prompt": False, "where": "f row 7", **options}
-    )
+    (item,) = tokenize(example, tokenizer, Encoding(**options))
     return item
 
 
@@ -77,10 +75,10 @@ def test_train_on_prompt(plain_tokenizer):
     assert item.trained == [False] + [True] * (len(item.input_ids) - 1)
 
 
-def test_nothing_to_train_names_the_row(family, plain_tokenizer):
-    with pytest.raises(UserError, match="f row 7: .*empty"):
+def test_nothing_to_train(family, plain_tokenizer):
+    with pytest.raises(Unusable, match="empty"):
         encode(Text(""), family("qwen3"))
-    with pytest.raises(UserError, match="f row 7: .*prompt alone fills data.max_length=3"):
+    with pytest.raises(TooLong, match="prompt alone fills data.max_length=3"):
         encode(PromptCompletion("a long prompt of words", "x"), plain_tokenizer, max_length=3)
 
 

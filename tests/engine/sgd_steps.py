@@ -15,6 +15,7 @@ from tiny import RandomExamples, batching, causal_lm
 from tunecli.config.model import Attention
 from tunecli.config.peft import LoraConfig, PeftConfig
 from tunecli.config.train import Optimizer, Scheduler, TrainConfig
+from tunecli.data.feed import Shuffled
 from tunecli.engine.console import Display
 from tunecli.engine.distributed import make_accelerator
 from tunecli.engine.loop import Progress, Trainer, train
@@ -32,7 +33,7 @@ STEPS = 5
 
 def make_stage(accelerator: Accelerator, packed: bool, rows: int | None, tokens: int | None = None) -> SFT:
     return SFT(
-        train=RandomExamples(LENGTHS),
+        feed=Shuffled(RandomExamples(LENGTHS, names=["a", "b"]), seed=3),
         validation=RandomExamples([5, 9, 4, 3, 8], seed=1),
         batching=batching(
             rows=rows,
@@ -44,7 +45,6 @@ def make_stage(accelerator: Accelerator, packed: bool, rows: int | None, tokens:
         accelerator=accelerator,
         global_batch_size=8,
         num_examples=2 * len(LENGTHS),
-        seed=3,
     )
 
 

@@ -114,7 +114,7 @@ def test_metrics_lines_have_what_scripts_rely_on(tmp_path: Path) -> None:
     assert all(promised | {"memory_peak_bytes"} <= line.keys() for line in training)
     first_epoch, second = divmod(38, 19)
     assert (first_epoch, second) == (2, 0)
-    assert training[-1]["tokens"] == 2 * sum(trainer.stage.train.lengths)
+    assert training[-1]["tokens"] == 2 * sum(trainer.stage.feed.examples.lengths)
     assert training[-1]["loss"] < training[0]["loss"]
 
 

@@ -9,7 +9,9 @@ from torch.testing import assert_close
 from tunecli.config.model import Attention
 from tunecli.config.paths import option_names
 from tunecli.config.stage import STAGE_SCHEMAS
+from tunecli.data.feed import Shuffled
 from tunecli.engine.distributed import make_accelerator
+from tunecli.engine.stage import LossOutput, means
 from tunecli.models.self_test import choose_policy
 from tunecli.stages import STAGES
 from tunecli.stages.sft import SFT
@@ -19,13 +21,12 @@ LENGTHS = [9, 4, 14, 6, 5, 3, 11, 8, 2, 7, 13]
 
 def stage(num_examples: int = 28, validation: RandomExamples | None = None, global_batch_size: int = 4) -> SFT:
     return SFT(
-        train=RandomExamples(LENGTHS),
+        feed=Shuffled(RandomExamples(LENGTHS), seed=3),
         validation=validation,
         batching=batching(rows=2),
         accelerator=make_accelerator(cpu=True, mixed_precision="no"),
         global_batch_size=global_batch_size,
         num_examples=num_examples,
-        seed=3,
     )
 
 
@@ -84,3 +85,32 @@ def test_an_evaluation_that_may_not_proceed_is_abandoned() -> None:
     validation = RandomExamples([5, 9, 4, 3, 8], seed=1)
     assert stage(validation=validation, global_batch_size=2).evaluate(policy, first_only) == {}
     assert asked == [0.0, 0.4]
+
+
+ZEROS = (torch.tensor(0.0), torch.tensor(0.0))
+
+
+def test_losses_of_sources_add_up_to_the_whole() -> None:
+    policy = choose_policy(causal_lm(), Attention.packed).policy
+    mixed = stage()
+    mixed.feed = Shuffled(RandomExamples(LENGTHS, names=["a", "b", "c"]), seed=3)
+    (batch, *_) = next(mixed.steps(None))
+    output = mixed.loss(policy, batch)
+    totals, tokens = zip(*output.parts.values(), strict=True)
+    assert list(output.parts) == ["loss/a", "loss/b", "loss/c"]
+    assert_close(sum(totals), output.total.detach())
+    assert sum(tokens) == mixed.weight(batch)
+    logits = [policy.lm(input_ids=mixed.feed.examples[row][0][None]).logits[0, :-1] for row in batch.rows]
+    expected = dict.fromkeys("abc", 0.0)
+    for row, each in zip(batch.rows, logits, strict=True):
+        ids, trained = mixed.feed.examples[row]
+        logprobs = each.log_softmax(-1)[torch.arange(len(ids) - 1), ids[1:]]
+        expected["abc"[row % 3]] -= logprobs[trained[1:]].sum().item()
+    for name, value in expected.items():
+        assert_close(output.parts[f"loss/{name}"][0].item(), value, atol=1e-4, rtol=1e-4)
+
+
+def test_means_leave_out_sources_without_tokens() -> None:
+    output = LossOutput(torch.tensor(6.0), parts={"loss/a": (torch.tensor(6.0), torch.tensor(3.0)), "loss/b": ZEROS})
+    sums = {name: float(value) for name, value in output.sums(torch.tensor(4.0)).items()}
+    assert means(sums) == {"loss": 1.5, "loss/a": 2.0}

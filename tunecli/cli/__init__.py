@@ -16,6 +16,7 @@ VERBS = {
     "resume": "go on with a run that was stopped: tune resume RUN_DIR",
     "ls": "list recipes, or the options of a group: tune ls model",
     "show": "print a resolved configuration, and what set each value (--origin)",
+    "preview": "show examples as the model sees them, and what the data are like: tune preview FILE",
     "check": "find what is wrong with a configuration, without starting anything",
     "cp": "copy a recipe or an option into a file of your own",
     "env": "versions and hardware, for bug reports",

@@ -1,11 +1,16 @@
-"""Find everything that is wrong with a configuration, and print what follows from it. Loads no weights.
+"""Find everything that is wrong with a configuration and its data, and print what follows from it. Loads no weights.
 
 tune check recipe=sft_lora_smollm2 train.micro_batch_size=4
+tune check recipe=sft_lora_llama3_8b --data      reads the rows although they or the tokenizer are on the Hub
+tune check recipe=sft_lora_smollm2 --no-data     the configuration alone, at once
+
+Rows are tokenized as for training, and kept for it. Faults end with status 2; what is only odd is printed.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import TYPE_CHECKING
 
 from tunecli.cli.words import split_recipe
@@ -18,6 +23,11 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "words", nargs="*", metavar="recipe=NAME key=value", help="the recipe, and what to change in it"
+    )
+    parser.add_argument(
+        "--data",
+        action=argparse.BooleanOptionalAction,
+        help="read the rows too; without a word about it: where tokenizer and data lie on this disk",
     )
 
 
@@ -34,8 +44,41 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(problems)
     for name, value in derived(composed.config).items():
         print(f"{name:<12}{value}")
-    print("no problems found in the configuration; rows are read and checked when the run starts")
+    if args.data is False or (args.data is None and not _is_here(composed.config)):
+        print("no problems found in the configuration; the rows were not read: tune check ... --data does")
+        return 0
+    _check_data(composed.config)
     return 0
+
+
+def _is_here(config: RunConfig) -> bool:
+    """Whether tokenizer and data can be read without the network."""
+    from tunecli.config.data import training_sources, validation_source
+    from tunecli.config.data_files import is_local
+
+    sources = [*training_sources(config.data), validation_source(config.data)]
+    paths = [config.model.path, *(source.path for source in sources if source is not None)]
+    return all(path.startswith("builtin:") or is_local(path) for path in paths)
+
+
+def _check_data(config: RunConfig) -> None:
+    """Print what the data are and what is odd about them.
+
+    Raises:
+        ConfigError: rows that cannot be used.
+    """
+    from tunecli.lint import lint
+
+    facts, problems, odd = lint(config)
+    for fact in facts:
+        print(fact)
+    for oddity in odd:
+        print(f"warning: {oddity}")
+    sys.stdout.flush()
+    if problems:
+        raise ConfigError(problems)
+    warned = f", {_count(len(odd), 'warning')}" if odd else ""
+    print(f"no problems found{warned}; tune preview shows the examples")
 
 
 def derived(config: RunConfig) -> dict[str, str]:
@@ -52,13 +95,15 @@ def derived(config: RunConfig) -> dict[str, str]:
     else:
         size = min(train.micro_batch_size, share)
         batch += f" x {_count(-(-share // size), 'micro-batch', 'micro-batches')} of up to {_count(size, 'example')}"
+    warmup = f"warm-up {_count(int(train.warmup_steps), 'step')}"
+    if 0 < train.warmup_steps < 1:
+        warmup = f"of which {train.warmup_steps:.3g} are warm-up"
     length = f"{train.max_steps} steps" if train.max_steps else f"{train.num_epochs:g} passes over the data"
     return {
         "model": config.model.path + _storage(config),
-        "data": f"{config.data.path} ({config.data.format})",
         "trains": ", ".join(config.peft) or "every weight",
         "batch": batch,
-        "length": f"{length}, warm-up {_count(train.warmup_steps, 'step')}",
+        "length": f"{length}, {warmup}",
     }
 
 

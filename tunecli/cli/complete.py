@@ -10,7 +10,7 @@ from enum import Enum
 
 from tunecli.config.paths import GROUPS, option_names, recipe_names
 
-COMPOSING = ("run", "show", "check")
+COMPOSING = ("run", "show", "preview", "check")
 OVERRIDING = (*COMPOSING, "resume")
 
 

@@ -9,29 +9,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tunecli.config.data_checks import data_problems
+from tunecli.config.data_files import is_local
 from tunecli.config.errors import Problem
 from tunecli.config.launch import Strategy
 from tunecli.config.model import Quantization
-from tunecli.config.nearest import did_you_mean
 from tunecli.config.peft import NOT_TRAINABLE_YET, LoraConfig, PeftConfig
 from tunecli.config.run import RunConfig
 from tunecli.config.train import Precision
 
-FORMATS = {
-    "alpaca": ("instruction", "input", "output"),
-    "messages": ("messages",),
-    "prompt_completion": ("prompt", "completion"),
-    "text": ("text",),
-}
-"""The FORMATS table of `tunecli.data.formats`, which cannot be imported here (a test holds the names equal), with the
-columns that each reads."""
-
-CHAT_TEMPLATES = ("alpaca", "chatml")
-"""Named templates of `data.chat_template`; anything else is a path to a .jinja file."""
-
 POSITIVE = (
     "data.max_length",
-    "data.max_samples",
+    "data.num_workers",
+    "data.shuffle_buffer",
     "train.max_steps",
     "train.num_epochs",
     "train.global_batch_size",
@@ -49,9 +39,6 @@ NOT_NEGATIVE = ("seed", "train.warmup_steps", "train.weight_decay", "train.max_g
 FRACTION = ("train.adam_beta1", "train.adam_beta2")
 """From 0 up to, but without, 1."""
 
-LOCAL_PREFIXES = ("./", "../", "/", "~", "assets/")
-LOCAL_SUFFIXES = (".json", ".jsonl")
-
 
 def find_problems(config: RunConfig, *, new_run: bool = False) -> list[Problem]:
     """Everything that is wrong with `config`. A `new_run` may not take over a directory that holds one."""
@@ -61,15 +48,10 @@ def find_problems(config: RunConfig, *, new_run: bool = False) -> list[Problem]:
         *_schedule(config),
         *_peft(config),
         *_launch(config),
-        *_data(config),
-        *_paths(config),
+        *_model_path(config),
+        *data_problems(config),
         *(_output_dir(config) if new_run else []),
     ]
-
-
-def is_local(path: str) -> bool:
-    """Whether a model or data path means a file here, not an id on the Hub."""
-    return path.startswith(LOCAL_PREFIXES) or path.endswith(LOCAL_SUFFIXES)
 
 
 def _numbers(config: RunConfig) -> Iterator[Problem]:
@@ -106,10 +88,13 @@ def _batch(config: RunConfig) -> Iterator[Problem]:
 
 def _schedule(config: RunConfig) -> Iterator[Problem]:
     train = config.train
+    if train.warmup_steps > 1 and train.warmup_steps != int(train.warmup_steps):
+        fix = f"train.warmup_steps={int(train.warmup_steps)}, or a share of all steps such as 0.03"
+        yield Problem("train.warmup_steps", f"is {train.warmup_steps}, which is no number of steps", fix)
     if train.max_steps is not None and 0 < train.max_steps <= train.warmup_steps:
         yield Problem(
             "train.warmup_steps",
-            f"{train.warmup_steps} steps of warm-up leave nothing of train.max_steps={train.max_steps}",
+            f"{train.warmup_steps:g} steps of warm-up leave nothing of train.max_steps={train.max_steps}",
             f"train.warmup_steps={train.max_steps // 10}",
         )
     if train.eval_every is not None and config.data.validation is None:
@@ -171,42 +156,14 @@ def _launch(config: RunConfig) -> Iterator[Problem]:
         )
 
 
-def _data(config: RunConfig) -> Iterator[Problem]:
-    data = config.data
-    if data.format not in FORMATS:
-        fix = f"{did_you_mean(data.format, FORMATS)}formats: {', '.join(FORMATS)}"
-        yield Problem("data.format", f"there is no format {data.format!r}", fix)
-    for column in data.columns:
-        known = FORMATS.get(data.format, (column,))
-        if column not in known:
-            fix = f"{did_you_mean(column, known)}the format reads {', '.join(known)}"
-            yield Problem(f"data.columns.{column}", f"format {data.format} has no such column", fix)
-    for key, path in (("data.path", data.path), ("data.validation", data.validation)):
-        if path is not None and Path(path).expanduser().is_dir():
-            yield Problem(key, f"{path} is a folder", f"{key}=FILE.jsonl")
-    if (data.validation or "").startswith("split:") and is_local(data.path):
-        yield Problem("data.validation", f"{data.path} is a file and has no splits", "data.validation=FILE")
-    template = data.chat_template
-    if template is not None and template not in CHAT_TEMPLATES and not Path(template).expanduser().is_file():
-        fix = f"{' or '.join(CHAT_TEMPLATES)}, or the path of a .jinja file; null is the tokenizer's own"
-        yield Problem("data.chat_template", f"{template!r} is neither a template's name nor a file", fix)
-
-
-def _paths(config: RunConfig) -> Iterator[Problem]:
-    yield from _path("model.path", config.model.path, "model=smollm2_135m_hub loads it from the Hub")
-    yield from _path("data.path", config.data.path, "")
-    if config.data.validation is not None:
-        yield from _path("data.validation", config.data.validation, "data.validation=null does without")
-
-
-def _path(key: str, path: str, otherwise: str) -> Iterator[Problem]:
-    if not is_local(path) or Path(path).expanduser().exists():
-        return
-    if path.startswith("assets/"):
-        fix = f"python scripts/fetch_assets.py{f'; {otherwise}' if otherwise else ''}"
-    else:
-        fix = f"{key}=PATH of what exists (relative paths start at {Path.cwd()})"
-    yield Problem(key, f"{path} does not exist", fix)
+def _model_path(config: RunConfig) -> Iterator[Problem]:
+    fix = (
+        "model.path=PATH of what exists"
+        if "assets/" not in config.model.path
+        else ("python scripts/fetch_assets.py; model=smollm2_135m_hub loads it from the Hub")
+    )
+    if is_local(config.model.path) and not Path(config.model.path).expanduser().exists():
+        yield Problem("model.path", f"{config.model.path} does not exist", fix)
 
 
 def _output_dir(config: RunConfig) -> Iterator[Problem]:

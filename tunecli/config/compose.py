@@ -37,7 +37,7 @@ from tunecli.config.yaml_file import KeyPath, YamlFile
 
 SOURCE_KEYS = {
     "model": {"path", "revision"},
-    "data": {"path", "format", "columns", "split", "subset", "revision", "validation"},
+    "data": {"path", "mix", "format", "columns", "split", "subset", "revision", "validation"},
 }
 """What says *which* model or data set it is. In a recipe's body such a value never outlives its option."""
 

@@ -6,15 +6,20 @@ import copy
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any
 
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from tunecli.config.data import SourceConfig
 from tunecli.config.errors import ConfigError, Problem
 from tunecli.config.nearest import did_you_mean
 from tunecli.config.yaml_file import KeyPath
+
+OPEN = (str, Any)
+"""Value types of mappings that take any key."""
 
 
 def has_key(config: DictConfig, path: KeyPath) -> bool:
@@ -36,7 +41,7 @@ def _node(config: DictConfig, path: KeyPath) -> Any:
 
 
 def _is_open(node: Any) -> bool:
-    return isinstance(node, DictConfig) and node._metadata.element_type is str
+    return isinstance(node, DictConfig) and node._metadata.object_type is dict and node._metadata.element_type in OPEN
 
 
 def keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
@@ -86,6 +91,10 @@ def _wrong_type(key: str, message: str, where: str) -> Problem:
         return Problem(
             where, f"{key} is {found[1]!r}", f"{did_you_mean(found[1], found[2].split(', '))}one of {found[2]}"
         )
+    if found := re.match(r"Key '(.*)' not in 'SourceConfig'", message):
+        names = [field.name for field in fields(SourceConfig)]
+        fix = f"{did_you_mean(found[1], names)}an entry has {', '.join(names)}"
+        return Problem(where, f"{key} has an entry with {found[1]!r}", fix)
     return Problem(where, f"{key}: {message}", "`tune show` prints the values in use")
 
 

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
 from omegaconf import MISSING
+
+
+class Turns(Enum):
+    all = "all"
+    last = "last"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -18,7 +24,9 @@ class SFTConfig(StageConfig):
 
     name: str = "sft"
     train_on_prompt: bool = False
-    """Learn the prompt's tokens too, not only the assistant's."""
+    """Learn every token: the prompt's too, not only the assistant's."""
+    turns: Turns = Turns.all
+    """Learn all answers of a conversation, or only the last one."""
 
 
 STAGE_SCHEMAS: dict[str, type[StageConfig]] = {"sft": SFTConfig}

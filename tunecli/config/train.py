@@ -44,7 +44,8 @@ class TrainConfig:
     """Tokens per forward instead. With neither set: 2048, or `data.max_length` where that is more."""
     learning_rate: float = 2e-5
     lr_scheduler: Scheduler = Scheduler.cosine
-    warmup_steps: int = 0
+    warmup_steps: float = 0
+    """Steps of linear warm-up; below 1, a share of all steps: 0.03."""
     optimizer: Optimizer = Optimizer.adamw
     weight_decay: float = 0.0
     """Spares biases, norms and every other parameter of one dimension."""

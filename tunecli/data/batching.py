@@ -17,15 +17,28 @@ from tunecli.engine.batch import Batch
 
 
 class Examples(Protocol):
-    """Tokenised examples, e.g. `tunecli.data.dataset.TokenizedDataset`."""
+    """Tokenised examples, e.g. `tunecli.data.mixture.Mixture`."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """`input_ids` [length] int64 and `trained` [length] bool: whether a token is a target of the loss."""
         ...
 
+    def origin(self, index: int) -> str:
+        """File and row."""
+        ...
+
     @property
     def lengths(self) -> Sequence[int]: ...
+    @property
+    def names(self) -> list[str]:
+        """Label of each source."""
+        ...
+
+    @property
+    def sources(self) -> Sequence[int]:
+        """The source of each example: an index into `names`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +112,9 @@ def collate(examples: Examples, indices: Sequence[int], batching: Batching, *, f
         kept=torch.cat(kept),
         targets=targets,
         weights=torch.full((len(targets),), 0.0 if filler else 1.0),
+        sources=torch.tensor([int(examples.sources[i]) for i in indices]).repeat_interleave(
+            torch.tensor([len(each) for each in kept])
+        ),
         num_tokens=0 if filler else sum(lengths),
         rows=() if filler else tuple(indices),
     )

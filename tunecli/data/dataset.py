@@ -1,4 +1,4 @@
-"""Tokenised data: made once, kept in an Arrow file in the cache, memory-mapped when it is read."""
+"""Tokenised data of one source: made once, kept in an Arrow file in the cache, memory-mapped when it is read."""
 
 from __future__ import annotations
 
@@ -7,51 +7,75 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tunecli.config.data import DataConfig
-from tunecli.config.errors import UserError
+from tunecli.config.data import OnBadRow, SampleBy, SourceConfig
 from tunecli.config.paths import cache_dir
-from tunecli.data.formats import to_example
-from tunecli.data.source import fingerprint, read_rows
-from tunecli.data.templates import TEMPLATE_DATE, apply_chat_template_choice
-from tunecli.data.tokenize import Tokens, tokenize
+from tunecli.data.encode import LISTED, Chunk, RowEncoder, encode, raise_bad_row
+from tunecli.data.formats import Format, choose_format
+from tunecli.data.rows import Row
+from tunecli.data.source import file_names, fingerprint, read_rows
+from tunecli.data.templates import TEMPLATE_DATE
+from tunecli.data.tokens import Encoding
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 """To be raised with every change of formats, templates or tokenisation that changes tokens."""
-BATCH_ROWS = 1024
-"""Examples per Arrow record batch; example i is in batch i // BATCH_ROWS."""
+LOOKED_AT = 100
+"""Rows whose columns tell the format."""
+STALE_SECONDS = 24 * 3600
+"""Age at which an unfinished folder in the cache belongs to a process that was killed."""
 
 
 class TokenizedDataset:
     """Examples in the order of their rows. Open as many at once as you like: the file is never written again."""
 
-    def __init__(self, folder: Path, source: str) -> None:
+    def __init__(self, folder: Path, names: list[str], format: Format) -> None:
+        """`names`: what the files of the source are called today; the cache knows files by their content."""
         import pyarrow as pa
 
-        self.source = source
+        self.format = format
         self.summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
-        """rows, examples, truncated (examples), split_rows, tokens, trained_tokens, fingerprint"""
+        """rows, split_rows, fingerprint, names, files, found"""
+        today = dict(zip(self.summary["names"], names, strict=True))
+        self._files = [today[name] for name in self.summary["files"]]
+        with (folder / "left_out.jsonl").open(encoding="utf-8") as lines:
+            entries = [json.loads(line) for line in lines]
+        self.left_out = [entry | {"source": today[entry["source"]]} for entry in entries]
+        """source, row, why (bad | overlong), what, fix"""
         reader = pa.ipc.open_file(pa.memory_map(str(folder / "tokens.arrow")))
         self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
         self.lengths = self._column("length")
         """[examples] int64: tokens of each"""
         self.trained_counts = self._column("trained_count")
         """[examples] int64: trained tokens of each"""
-        self._rows = self._column("row")
+        self.rows = self._column("row")
+        """[examples] int64: row in its file"""
+        self.files = self._column("file")
+        """[examples] int32: which file of the source"""
+        self.contents = self._column("content")
+        """[examples] int64: equal for rows of equal content"""
+        self.truncated = self._column("truncated")
+        """[examples] bool"""
+
+    @property
+    def num_files(self) -> int:
+        return len(self._files)
 
     def _column(self, name: str) -> np.ndarray:
-        return np.concatenate([batch.column(name).to_numpy() for batch in self._batches])
+        columns = [batch.column(name).to_numpy(zero_copy_only=False) for batch in self._batches]
+        return np.concatenate(columns) if columns else np.zeros(0, np.int64)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -62,51 +86,70 @@ class TokenizedDataset:
 
         if not 0 <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
-        batch, i = self._batches[index // BATCH_ROWS], index % BATCH_ROWS
+        home = int(np.searchsorted(self._starts, index, side="right")) - 1
+        batch, i = self._batches[home], index - int(self._starts[home])
         ids = batch.column("input_ids")[i].values.to_numpy()
-        trained = batch.column("trained")[i].values.to_numpy(zero_copy_only=False)
-        return torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(trained.astype(np.bool_))
+        spans = batch.column("spans")[i].values.to_numpy()
+        return torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(trained_mask(len(ids), spans))
 
     def origin(self, index: int) -> str:
         """File and row of an example, as in "train.jsonl row 17"."""
-        return f"{self.source} row {self._rows[index]}"
-
-    @property
-    def notes(self) -> list[str]:
-        """What a user should know about these data, one line each."""
-        notes = []
-        if truncated := self.summary["truncated"]:
-            notes.append(f"{self.source}: {truncated} of {len(self)} examples lost their end to data.max_length")
-        if split := self.summary["split_rows"]:
-            notes.append(
-                f"{self.source}: {split} of {self.summary['rows']} rows became one example per answer, because the "
-                "chat template renders earlier turns differently when later ones follow"
-            )
-        return notes
+        return f"{self._files[self.files[index]]} row {self.rows[index]}"
 
 
-def prepare(
-    data: DataConfig,
+def trained_mask(length: int, spans: np.ndarray) -> np.ndarray:
+    """[length] bool: True inside the spans, which are [start, end, start, end, ...]."""
+    mask = np.zeros(length, np.bool_)
+    for start, end in spans.reshape(-1, 2):
+        mask[start:end] = True
+    return mask
+
+
+def tokenized(
+    source: SourceConfig,
     tokenizer: PreTrainedTokenizerBase,
+    encoding: Encoding,
     *,
-    path: str,
-    train_on_prompt: bool,
+    sample_by: SampleBy,
+    on_bad_row: OnBadRow,
+    num_workers: int | None,
     show_progress: bool,
 ) -> TokenizedDataset:
-    """The tokens of `path` (`data.path` or `data.validation`), from the cache or made now.
+    """The tokens of `source`, from the cache or made now. Safe in several processes at once.
 
-    Applies `data.chat_template` to the tokenizer, so that what is saved with the model is what it was trained with.
-    Safe in several processes at once. Raises UserError with file and row for a row that cannot be used.
+    Raises:
+        UserError: the source cannot be read, or (with `on_bad_row: error`) a row of it cannot be used.
     """
-    apply_chat_template_choice(tokenizer, data.chat_template)
-    content = fingerprint(data, path)
-    folder = cache_dir() / "tokens" / _key(data, tokenizer, content, train_on_prompt)
+    format = format_of(source, sample_by)
+    content, names = fingerprint(source, sample_by), file_names(source, sample_by)
+    folder = cache_dir() / "tokens" / _key(source, format, content, tokenizer, encoding)
     if not folder.exists():
-        _write(folder, data, tokenizer, path, content, train_on_prompt, show_progress)
-    return TokenizedDataset(folder, path)
+        encoder = RowEncoder(format, tokenizer, encoding)
+        chunks = encode(read_rows(source, sample_by), encoder, num_workers=num_workers)
+        shown = _with_progress(chunks, source.path, show_progress)
+        _write(folder, shown, on_bad_row, {"fingerprint": content, "names": names})
+    dataset = TokenizedDataset(folder, names, format)
+    if on_bad_row is OnBadRow.error:
+        raise_bad_row(dataset.left_out)
+    return dataset
 
 
-def _key(data: DataConfig, tokenizer: PreTrainedTokenizerBase, content: str, train_on_prompt: bool) -> str:
+def format_of(source: SourceConfig, sample_by: SampleBy, *, streaming: bool = False) -> Format:
+    """The format of a source, told from the columns of its first rows where it is `auto`."""
+    seen: dict[str, Any] = {}
+    for row in islice(read_rows(source, sample_by, streaming=streaming), LOOKED_AT):
+        if isinstance(row, Row):
+            seen |= {name: value for name, value in row.values.items() if seen.get(name) is None}
+    return choose_format(source.format, source.columns, seen)
+
+
+def _key(
+    source: SourceConfig,
+    format: Format,
+    content: str,
+    tokenizer: PreTrainedTokenizerBase,
+    encoding: Encoding,
+) -> str:
     """A hash of everything that the tokens depend on."""
     import tokenizers
     import transformers
@@ -115,11 +158,9 @@ def _key(data: DataConfig, tokenizer: PreTrainedTokenizerBase, content: str, tra
         "cache": CACHE_VERSION,
         "libraries": [transformers.__version__, tokenizers.__version__],
         "content": content,
-        "format": data.format,
-        "columns": sorted(data.columns.items()),
-        "max_length": data.max_length,
-        "max_samples": data.max_samples,
-        "train_on_prompt": train_on_prompt,
+        "format": format.fingerprint,
+        "max_samples": source.max_samples,
+        "encoding": encoding.plain,
         "tokenizer": _tokenizer_hash(tokenizer),
         "chat_template": tokenizer.chat_template,
         "template_date": TEMPLATE_DATE.isoformat(),
@@ -140,35 +181,27 @@ def _tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     return digest.hexdigest()
 
 
-@dataclass(slots=True)
-class _Counts:
-    rows: int = 0
-    split_rows: int = 0
-
-
-def _write(
-    folder: Path,
-    data: DataConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    path: str,
-    content: str,
-    train_on_prompt: bool,
-    show_progress: bool,
-) -> None:
+def _write(folder: Path, chunks: Iterator[Chunk], on_bad_row: OnBadRow, facts: dict[str, Any]) -> None:
     """Write beside and rename: `folder` exists only when it is complete."""
     folder.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(folder.parent)
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
     try:
-        counts = _Counts()
-        examples = _tokenized_rows(data, tokenizer, path, train_on_prompt, counts)
-        summary = _write_arrow(partial / "tokens.arrow", _with_progress(examples, path, counts, show_progress))
-        if not summary["examples"]:
-            raise UserError("holds no rows", where=path, fix="check the file, and data.max_samples")
-        summary |= {"rows": counts.rows, "split_rows": counts.split_rows, "fingerprint": content}
-        (partial / "summary.json").write_text(json.dumps(summary))
+        summary = _write_chunks(partial, chunks, on_bad_row)
+        (partial / "summary.json").write_text(json.dumps(summary | facts))
         _rename(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Folders that a killed process left, old enough that none can still be writing them."""
+    for partial in folder.glob(".partial-*"):
+        try:
+            if time.time() - partial.stat().st_mtime > STALE_SECONDS:
+                shutil.rmtree(partial, ignore_errors=True)
+        except FileNotFoundError:
+            continue
 
 
 def _rename(partial: Path, folder: Path) -> None:
@@ -180,85 +213,91 @@ def _rename(partial: Path, folder: Path) -> None:
         # Another process was faster; its tokens are the same.
 
 
-def _tokenized_rows(
-    data: DataConfig, tokenizer: PreTrainedTokenizerBase, path: str, train_on_prompt: bool, counts: _Counts
-) -> Iterator[tuple[int, Tokens]]:
-    """Pairs of row number and tokens; several for a row that was split."""
-    for row in read_rows(data, path):
-        example = to_example(row, data.format, data.columns)
-        items = tokenize(
-            example, tokenizer, max_length=data.max_length, train_on_prompt=train_on_prompt, where=row.where
-        )
-        counts.rows += 1
-        counts.split_rows += len(items) > 1
-        for tokens in items:
-            yield row.number, tokens
+def _write_chunks(folder: Path, chunks: Iterator[Chunk], on_bad_row: OnBadRow) -> dict[str, Any]:
+    """Write tokens.arrow and left_out.jsonl, and return what is to be summarised."""
+    import pyarrow as pa
+
+    schema = _schema()
+    files: dict[str, int] = {}
+    found: dict[str, tuple[int, list[str]]] = {}
+    rows = split_rows = 0
+    with (
+        (folder / "left_out.jsonl").open("w", encoding="utf-8") as left_out,
+        (folder / "tokens.arrow").open("wb") as tokens,
+    ):
+        with pa.ipc.new_file(tokens, schema) as writer:
+            for chunk in chunks:
+                if on_bad_row is OnBadRow.error:
+                    raise_bad_row(chunk.left_out)
+                left_out.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in chunk.left_out)
+                for name in chunk.names:
+                    files.setdefault(name, len(files))
+                writer.write_batch(_record_batch(chunk, files, schema))
+                rows += chunk.num_rows
+                split_rows += chunk.split_rows
+                _add_findings(found, chunk.found)
+        tokens.flush()
+        os.fsync(tokens.fileno())
+    return {"rows": rows, "split_rows": split_rows, "files": list(files), "found": found}
 
 
-def _with_progress(
-    examples: Iterator[tuple[int, Tokens]], path: str, counts: _Counts, show_progress: bool
-) -> Iterator[tuple[int, Tokens]]:
-    """The same examples, with a line that counts the rows on a terminal."""
+def _add_findings(found: dict[str, tuple[int, list[str]]], more: dict[str, tuple[int, list[str]]]) -> None:
+    for kind, (count, places) in more.items():
+        before, known = found.get(kind, (0, []))
+        found[kind] = (before + count, [*known, *places][:LISTED])
+
+
+def _schema() -> pa.Schema:
+    import pyarrow as pa
+
+    return pa.schema(
+        {
+            "input_ids": pa.list_(pa.int32()),
+            "spans": pa.list_(pa.int32()),
+            "length": pa.int64(),
+            "trained_count": pa.int64(),
+            "row": pa.int64(),
+            "file": pa.int32(),
+            "content": pa.int64(),
+            "truncated": pa.bool_(),
+        }
+    )
+
+
+def _record_batch(chunk: Chunk, files: dict[str, int], schema: pa.Schema) -> pa.RecordBatch:
+    import pyarrow as pa
+
+    def lists(values: np.ndarray, counts: np.ndarray) -> pa.ListArray:
+        offsets = np.cumsum([0, *counts]).astype(np.int32)
+        return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values, pa.int32()))
+
+    numbers = np.array([files[name] for name in chunk.names], np.int32)
+    columns = [
+        lists(chunk.ids, chunk.lengths),
+        lists(chunk.spans, 2 * chunk.span_counts),
+        pa.array(chunk.lengths),
+        pa.array(chunk.trained_counts),
+        pa.array(chunk.rows),
+        pa.array(numbers[chunk.files]),
+        pa.array(chunk.contents),
+        pa.array(chunk.truncated),
+    ]
+    return pa.record_batch(columns, schema=schema)
+
+
+def _with_progress(chunks: Iterator[Chunk], path: str, show_progress: bool) -> Iterator[Chunk]:
+    """The same chunks, with a line that counts the rows on a terminal."""
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     hidden = not (show_progress and console.is_terminal)
+    rows, started = 0, time.monotonic()
     with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
         task = progress.add_task(f"tokenizing {path}")
-        for item in examples:
-            if counts.rows % 100 == 0:
-                progress.update(task, description=f"tokenizing {path}: {counts.rows:,} rows")
-            yield item
-
-
-def _write_arrow(file: Path, examples: Iterator[tuple[int, Tokens]]) -> dict[str, int]:
-    import pyarrow as pa
-
-    schema = pa.schema(
-        {
-            "input_ids": pa.list_(pa.int32()),
-            "trained": pa.list_(pa.bool_()),
-            "length": pa.int64(),
-            "trained_count": pa.int64(),
-            "row": pa.int64(),
-        }
-    )
-    summary = {"examples": 0, "tokens": 0, "trained_tokens": 0, "truncated": 0}
-    with file.open("wb") as stream:
-        with pa.ipc.new_file(stream, schema) as writer:
-            for chunk in _chunks(examples):
-                batch = _record_batch(chunk, schema)
-                writer.write_batch(batch)
-                summary["examples"] += len(chunk)
-                summary["tokens"] += int(batch.column("length").to_numpy().sum())
-                summary["trained_tokens"] += int(batch.column("trained_count").to_numpy().sum())
-                summary["truncated"] += sum(tokens.truncated for _, tokens in chunk)
-        stream.flush()
-        os.fsync(stream.fileno())
-    return summary
-
-
-def _chunks(examples: Iterator[tuple[int, Tokens]]) -> Iterator[list[tuple[int, Tokens]]]:
-    chunk = []
-    for item in examples:
-        chunk.append(item)
-        if len(chunk) == BATCH_ROWS:
+        for chunk in chunks:
+            rows += chunk.num_rows
+            rate = rows / max(time.monotonic() - started, 1e-9)
+            progress.update(task, description=f"tokenizing {path}: {rows:,} rows, {rate:,.0f} rows/s")
             yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
-
-
-def _record_batch(chunk: list[tuple[int, Tokens]], schema: pa.Schema) -> pa.RecordBatch:
-    import pyarrow as pa
-
-    columns = {
-        "input_ids": [tokens.input_ids for _, tokens in chunk],
-        "trained": [tokens.trained for _, tokens in chunk],
-        "length": [len(tokens.input_ids) for _, tokens in chunk],
-        "trained_count": [sum(tokens.trained) for _, tokens in chunk],
-        "row": [number for number, _ in chunk],
-    }
-    return pa.record_batch([pa.array(columns[field.name], field.type) for field in schema], schema=schema)

@@ -13,6 +13,10 @@ class Messages:
     messages: list[dict[str, Any]]
     context: int = 0
     """Number of messages at the start whose answers are given, not trained (a conversational prompt)."""
+    untrained: tuple[int, ...] = ()
+    """Indices of answers that the row itself marks as not to be trained."""
+    tools: list[dict[str, Any]] | None = None
+    """Descriptions of the tools that the assistant may call, as JSON schemas, for the chat template."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +38,17 @@ Example = Messages | PromptCompletion | Text
 
 
 class Unusable(Exception):
-    """An example that cannot be trained on. `tokenize` turns it into a UserError that names file and row."""
+    """An example that cannot be trained on: what is wrong with it, and how to mend it. Whoever knows its file and row
+    puts them in front."""
 
     def __init__(self, what: str, fix: str) -> None:
-        super().__init__(what)
+        super().__init__(what, fix)
         self.what = what
         self.fix = fix
+
+    def __str__(self) -> str:
+        return self.what
+
+
+class TooLong(Unusable):
+    """An example that nothing is wrong with, but that `data.max_length` and `data.overlong` leave out."""

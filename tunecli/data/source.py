@@ -1,215 +1,157 @@
-"""Where rows come from: local .json and .jsonl files, the Hub through `datasets`, rows shipped in the package."""
+"""Where rows come from: local files, folders and patterns, the Hub, rows shipped in the package."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from tunecli.config.data import DataConfig
+from tunecli.config.data import SampleBy, SourceConfig
+from tunecli.config.data_files import (
+    SPLIT_NAMES,
+    SUFFIXES,
+    is_data_file,
+    is_glob,
+    is_local,
+    is_saved_dataset,
+    kind_of,
+    matches,
+    split_of,
+)
 from tunecli.config.errors import UserError
 from tunecli.config.nearest import nearest
-
-if TYPE_CHECKING:
-    from datasets import Dataset
+from tunecli.data import hub
+from tunecli.data.readers import read_file
+from tunecli.data.readers.opened import DataFile
+from tunecli.data.rows import BadRow, Row
 
 BUILTIN = {"builtin:smoke": Path(__file__).parent / "builtin" / "smoke.jsonl"}
-LOCAL_SUFFIXES = (".json", ".jsonl")
+
+ABOUT_DATA = {"dataset_info.json", "dataset_infos.json"}
+"""What `datasets` writes beside data."""
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    source: str
-    """The path or Hub id, as the user wrote it."""
-    number: int
-    """From 1: the line of a .jsonl file, the element of a .json list, the row of a Hub set."""
-    values: dict[str, Any]
+def read_rows(source: SourceConfig, sample_by: SampleBy, *, streaming: bool = False) -> Iterator[Row | BadRow]:
+    """The first `source.max_samples` rows; a row that cannot be read counts, and comes as a BadRow.
 
-    @property
-    def where(self) -> str:
-        return f"{self.source} row {self.number}"
-
-
-def read_rows(data: DataConfig, path: str) -> Iterator[Row]:
-    """The first `data.max_samples` rows of `path`: `data.path`, or `data.validation` (also as `split:NAME`).
-
-    Raises UserError, with file and row, for what cannot be read.
+    `sample_by`: what is one row of a text file. `streaming`: a Hub set is downloaded while it is read.
+    Raises UserError where a whole file or set cannot be read.
     """
-    return islice(_all_rows(data, path), data.max_samples)
+    return islice(_all_rows(source, sample_by, streaming), source.max_samples)
 
 
-def fingerprint(data: DataConfig, path: str) -> str:
-    """A hash of the content: of the bytes of a local file, of what the Hub serves for this revision otherwise."""
-    file = _local_file(path)
-    if file is None:
-        return f"hub-{_hub_dataset(data, path)._fingerprint}"
+def fingerprint(source: SourceConfig, sample_by: SampleBy) -> str:
+    """A hash of all that the rows follow from but `source.max_samples`: of the bytes of local files and how they are
+    read, not of their names; of what the Hub serves for this revision."""
+    if folder := _saved_folder(source):
+        return hub.saved_fingerprint(folder, source)
+    found = _data_files(source, sample_by)
+    if not found:
+        return hub.hub_fingerprint(source)
     digest = hashlib.blake2b(digest_size=16)
-    with _open(file, path) as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
+    for file in found:
+        _update(digest, file)
     return digest.hexdigest()
 
 
-def _all_rows(data: DataConfig, path: str) -> Iterator[Row]:
-    file = _local_file(path)
-    if file is None:
-        rows = enumerate(_hub_dataset(data, path), start=1)
-        return (Row(path, number, values) for number, values in rows)
-    return _json_lines(file, path) if file.suffix == ".jsonl" else _json_list(file, path)
-
-
-def _local_file(path: str) -> Path | None:
-    """The file behind `path`; None for a Hub set."""
-    if path in BUILTIN:
-        return BUILTIN[path]
-    if path.startswith("builtin:"):
+def files(source: SourceConfig) -> list[Path]:
+    """The data files behind `source.path`, in the order in which they are read; empty for what `datasets` reads:
+    a Hub set, or a folder that `save_to_disk` wrote. Raises UserError if there is none."""
+    path = source.path
+    if path.startswith("builtin:") and path not in BUILTIN:
         raise UserError("no such built-in data set", where=path, fix=f"use one of: {', '.join(BUILTIN)}")
-    file = Path(path).expanduser()
-    if file.suffix in LOCAL_SUFFIXES:
-        return file
-    if file.is_file():
+    if "://" in path:
+        raise UserError("is an address on the web", where=path, fix="download it, and name the file")
+    if path not in BUILTIN and (not is_local(path) or _saved_folder(source)):
+        return []
+    if path not in BUILTIN and Path(path).expanduser().is_dir():
+        return _files_below(Path(path).expanduser(), path, source.split)
+    if source.split != "train":
         raise UserError(
-            f"cannot read a {file.suffix or 'file without a suffix'}",
+            f"the split {source.split!r} is asked for, and files have no splits",
             where=path,
-            fix="convert it to .jsonl (one object per line) or .json (a list of objects)",
+            fix="name a second file (data.validation=FILE.jsonl); data.max_samples=N reads a part of one",
         )
-    if path.startswith(("/", ".", "~")) and not file.exists():
-        raise UserError("no such file or folder", where=path, fix=_near_names(file))
-    return None
+    return [BUILTIN[path]] if path in BUILTIN else _local_files(path)
 
 
-def _open(file: Path, path: str) -> Any:
-    try:
-        return file.open("rb")
-    except FileNotFoundError:
-        raise UserError("no such file", where=path, fix=_near_names(file)) from None
-    except OSError as error:
-        raise UserError(
-            f"cannot be read: {error.strerror}", where=path, fix="check the path and permissions"
-        ) from None
+def file_names(source: SourceConfig, sample_by: SampleBy) -> list[str]:
+    """What the rows say that they come from: the files as a user would find them, or the Hub id."""
+    return [file.name for file in _data_files(source, sample_by)] or [source.path]
+
+
+def _all_rows(source: SourceConfig, sample_by: SampleBy, streaming: bool) -> Iterator[Row | BadRow]:
+    if folder := _saved_folder(source):
+        yield from hub.saved_rows(folder, source)
+        return
+    found = _data_files(source, sample_by)
+    if not found:
+        yield from hub.hub_rows(source, streaming=streaming)
+    for file in found:
+        yield from read_file(file)
+
+
+def _data_files(source: SourceConfig, sample_by: SampleBy) -> list[DataFile]:
+    found = files(source)
+    typed = source.path in BUILTIN or Path(source.path).expanduser() in found
+    return [DataFile(path, source.path if typed else str(path), sample_by) for path in found]
+
+
+def _saved_folder(source: SourceConfig) -> Path | None:
+    folder = Path(source.path).expanduser()
+    return folder if is_saved_dataset(folder) else None
+
+
+def _update(digest: hashlib.blake2b, file: DataFile) -> None:
+    sample_by = file.sample_by.value if file.kind == "text" else ""
+    compression = kind_of(file.path.name)[1]
+    digest.update(f"{file.kind} {compression} {sample_by} {file.path.stat().st_size}\n".encode())
+    with file.path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+
+
+def _local_files(path: str) -> list[Path]:
+    file = Path(path).expanduser()
+    if is_glob(path):
+        found = [match for match in matches(path) if match.is_file() and is_data_file(match.name)]
+        if not found:
+            fix = f"check the pattern: * is any name, ** any folders; names of data files end in {SUFFIXES}"
+            raise UserError("no data file matches", where=path, fix=fix)
+        return found
+    if not file.exists():
+        named = kind_of(file.name) != (None, "")
+        raise UserError("no such file" if named else "no such file or folder", where=path, fix=_near_names(file))
+    return [file]
+
+
+def _files_below(folder: Path, path: str, split: str) -> list[Path]:
+    """The data files of a split; texts (README.md, LICENSE.txt) only where there is nothing else."""
+    found = [file for file in sorted(folder.rglob("*")) if file.is_file() and _is_data(file.relative_to(folder))]
+    if not found:
+        fix = f"name a folder with data files; their names end in {SUFFIXES}"
+        raise UserError("there is no data file in the folder", where=path, fix=fix)
+    tables = [file for file in found if kind_of(file.name)[0] != "text"] or found
+    splits = {file: split_of(file.relative_to(folder)) for file in tables}
+    wanted = SPLIT_NAMES.get(split, split)
+    if wanted not in splits.values():
+        names = ", ".join(dict.fromkeys(splits.values()))
+        raise UserError(f"the folder has no split {split!r}", where=path, fix=f"its files are of the splits: {names}")
+    return [file for file in tables if splits[file] == wanted]
+
+
+def _is_data(file: Path) -> bool:
+    hidden = any(part.startswith(".") for part in file.parts)
+    return is_data_file(file.name) and not hidden and file.name not in ABOUT_DATA
 
 
 def _near_names(file: Path) -> str:
     folder = file.parent
     if not folder.is_dir():
         return f"the folder {folder} does not exist either: check data.path"
-    names = sorted(found.name for found in folder.iterdir() if found.suffix in LOCAL_SUFFIXES)
+    names = sorted(found.name for found in folder.iterdir() if is_data_file(found.name))
     if near := nearest(file.name, names, count=3):
         return f"did you mean {' or '.join(str(folder / name) for name in near)}?"
     listed = ", ".join(names[:10])
-    return f"{folder} has these data files: {listed}" if listed else f"{folder} has no .json or .jsonl file"
-
-
-def _json_lines(file: Path, path: str) -> Iterator[Row]:
-    with _open(file, path) as stream:
-        # Bytes, because a text file would also break lines at \r and at what str.splitlines breaks at.
-        for number, line in enumerate(stream, start=1):
-            if line.strip():
-                where = f"{path} row {number}"
-                yield Row(path, number, _object(_parse(line, where), where))
-
-
-def _json_list(file: Path, path: str) -> Iterator[Row]:
-    with _open(file, path) as stream:
-        values = _parse(stream.read(), path)
-    if not isinstance(values, list):
-        raise UserError(
-            f"holds {_kind(values)}, not a list of objects",
-            where=path,
-            fix="wrap it as [{...}, {...}], or write one object per line and name the file .jsonl",
-        )
-    for number, value in enumerate(values, start=1):
-        yield Row(path, number, _object(value, f"{path} row {number}"))
-
-
-def _parse(raw: bytes, where: str) -> Any:
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        byte = raw[error.start]
-        raise UserError(
-            f"not UTF-8 (byte 0x{byte:02x} at position {error.start})", where=where, fix="save the file as UTF-8"
-        ) from None
-    try:
-        value = json.loads(text)
-        if "\\u" in text:
-            json.dumps(value, ensure_ascii=False).encode()
-    except json.JSONDecodeError as error:
-        raise UserError(f"not JSON: {_json_problem(error)}", where=where, fix=_json_fix(error)) from None
-    except UnicodeEncodeError:
-        raise UserError(
-            "holds half of a surrogate pair (\\ud800 to \\udfff), which is no character",
-            where=where,
-            fix="write the character itself, or both halves",
-        ) from None
-    return value
-
-
-def _json_problem(error: json.JSONDecodeError) -> str:
-    position = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno} column {error.colno}"
-    return f"{error.msg} at {position}"
-
-
-def _json_fix(error: json.JSONDecodeError) -> str:
-    if error.msg == "Extra data" and error.lineno > 1:
-        return "this looks like one object per line: name the file .jsonl"
-    return 'write JSON: double quotes, no comma after the last item, "\\n" for a line break inside text'
-
-
-def _object(value: Any, where: str) -> dict[str, Any]:
-    if isinstance(value, dict):
-        return value
-    raise UserError(f"is {_kind(value)}, not an object", where=where, fix='each row must be {"column": value, ...}')
-
-
-def _kind(value: Any) -> str:
-    names = {list: "a list", dict: "an object", str: "a text", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")
-
-
-def _hub_dataset(data: DataConfig, path: str) -> Dataset:
-    if path.startswith("split:"):
-        return _load_hub(data.path, data.subset, path.removeprefix("split:"), data.revision)
-    return _load_hub(path, data.subset, data.split, data.revision)
-
-
-@lru_cache(maxsize=4)
-def _load_hub(path: str, subset: str | None, split: str, revision: str | None) -> Dataset:
-    import datasets
-
-    if path in BUILTIN or Path(path).suffix in LOCAL_SUFFIXES:
-        raise UserError(
-            f"`split:{split}` needs data.path to be a Hub set, and it is {path}",
-            where="data.validation",
-            fix="name a second file: data.validation=FILE.jsonl",
-        )
-    try:
-        return datasets.load_dataset(path, name=subset, split=split, revision=revision)
-    except Exception as error:  # `datasets` raises a dozen kinds, down to bare ValueError
-        raise _hub_error(path, error) from error
-
-
-def _hub_error(path: str, error: Exception) -> UserError:
-    from datasets.exceptions import DatasetNotFoundError
-
-    reason = (str(error) or type(error).__name__).strip().splitlines()[0]
-    where = f"data set {path}"
-    if isinstance(error, ConnectionError) or re.search("reach the Hub|offline|ConnectionError|resolve", reason):
-        return UserError(
-            f"the Hub cannot be reached and there is no copy in the cache ({reason})",
-            where=where,
-            fix="check the network, HF_ENDPOINT and HF_HUB_OFFLINE; a local file must end in .json or .jsonl",
-        )
-    if isinstance(error, DatasetNotFoundError):
-        return UserError(
-            f"not on the Hub, or private ({reason})",
-            where=where,
-            fix="check the id; `hf auth login` for a private set; a local file must end in .json or .jsonl",
-        )
-    return UserError(reason, where=where, fix="check data.subset, data.split and data.revision")
+    return f"{folder} has these data files: {listed}" if listed else f"{folder} has no data file"

@@ -5,100 +5,181 @@ comes from the template's `{% generation %}` marks, or else from comparing prefi
 inference must be a prefix of the whole, as text and as token ids, and so must the conversation up to the answer.
 Where that fails (templates that rewrite earlier turns, generation prompts that the answer does not repeat, a token
 across the border) the row becomes one example per answer, each with its prompt rendered as at inference.
+
+Reasoning is learnt as it is generated. Where the template leaves the reasoning of a trained answer out (DeepSeek R1's
+does, because earlier turns are shown without it), the target is: the generation prompt, then the answer as the row
+writes it, with its reasoning in `<think>` tags, of which the opening one is left out where the generation prompt ends
+with it, then the end of turn that the template writes. `data.thinking=drop` takes reasoning out before all this.
+
+Each kind of example is a generator: it yields the texts that it needs the ids of, and goes on when those of all
+examples have been tokenised together.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from dataclasses import dataclass, replace
+from collections.abc import Generator
+from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from tunecli.config.errors import UserError
+from tunecli.config.data import Thinking
+from tunecli.data import conversation
 from tunecli.data.examples import Example, Messages, PromptCompletion, Text, Unusable
-from tunecli.data.templates import Span, has_generation_spans, render, render_with_generation_spans
+from tunecli.data.templates import ChatTemplate
+from tunecli.data.text_encoder import Request, TextEncoder
+from tunecli.data.tokens import Encoding, Span, Tokens, fit, window
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+__all__ = ["Encoding", "Tokens", "tokenize", "tokenize_many"]
+
 PROBE = "TUNECLI-ANSWER"
 
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    input_ids: list[int]
-    trained: list[bool]
-    """Whether the token is a target of the loss. Never the first: nothing comes before it to predict it from."""
-    truncated: bool = False
+Steps = Generator[list[Request], None, list[Tokens]]
 
 
-def tokenize(
-    example: Example,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    max_length: int,
-    train_on_prompt: bool,
-    where: str = "",
-) -> list[Tokens]:
-    """One item, or one per answer where the template's turns cannot be told apart in the whole conversation.
+def tokenize(example: Example, tokenizer: PreTrainedTokenizerBase, options: Encoding) -> list[Tokens]:
+    """One item, or one per answer where the template's turns cannot be told apart in the whole conversation, or
+    several windows (`overlong: split`).
 
-    Raises UserError at `where` (file and row) if nothing in the example can be trained.
+    Raises Unusable if nothing in the example can be trained, TooLong if that is for its length.
     """
+    (result,) = tokenize_many([example], tokenizer, options)
+    if isinstance(result, Unusable):
+        raise result
+    return result
+
+
+def tokenize_many(
+    examples: list[Example], tokenizer: PreTrainedTokenizerBase, options: Encoding
+) -> list[list[Tokens] | Unusable]:
+    """What `tokenize` gives or raises for each example: several times as fast for hundreds of them together."""
+    job = _Job(tokenizer, options)
+    results: list[list[Tokens] | Unusable] = [[] for _ in examples]
+    running = {i: _encode(example, job) for i, example in enumerate(examples)}
+    while running:
+        wanted: list[Request] = []
+        for i, steps in list(running.items()):
+            try:
+                wanted += _checked(next(steps))
+                continue
+            except StopIteration as done:
+                results[i] = done.value
+            except Unusable as error:
+                results[i] = error.with_traceback(None)
+            del running[i]
+        job.encoder.prime(wanted)
+    return results
+
+
+class _Job:
+    """What the examples of one call share."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, options: Encoding) -> None:
+        self.tokenizer = tokenizer
+        self.options = options
+        self.encoder = TextEncoder(tokenizer)
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        return ChatTemplate(self.tokenizer, self.options.chat_template_kwargs)
+
+
+def _checked(requests: list[Request]) -> list[Request]:
     try:
-        encoded = _encode(example, tokenizer, train_on_prompt)
-        return _cut(encoded, max_length)
-    except Unusable as error:
-        raise UserError(error.what, where=where, fix=error.fix) from error.__cause__
+        for text, _ in requests:
+            text.encode()
+    except UnicodeEncodeError as error:
+        raise Unusable(
+            f"half of a surrogate pair ({ascii(error.object[error.start])}) is no character",
+            "write the character itself, or both halves, or remove the row",
+        ) from None
+    return requests
 
 
-def _encode(example: Example, tokenizer: PreTrainedTokenizerBase, train_on_prompt: bool) -> list[Tokens]:
+def _encode(example: Example, job: _Job) -> Steps:
     if isinstance(example, Messages):
-        if train_on_prompt:
-            ids = _ids(tokenizer, [render(tokenizer, example.messages)])[0]
-            return [_tokens(ids, [(0, len(ids))])]
-        return _conversation(example, tokenizer)
-    if isinstance(example, PromptCompletion):
-        return [_prompt_completion(example, tokenizer, train_on_prompt)]
-    return [_text(example, tokenizer)]
-
-
-def _cut(examples: list[Tokens], max_length: int) -> list[Tokens]:
-    """Cut each to `max_length`, and leave out those of several that lose all their trained tokens."""
-    cut = [
-        Tokens(tokens.input_ids[:max_length], tokens.trained[:max_length], truncated=True)
-        if len(tokens.input_ids) > max_length
-        else tokens
-        for tokens in examples
-    ]
-    kept = [tokens for tokens in cut if any(tokens.trained)]
-    if not kept:
-        raise _nothing_trained(examples, max_length)
-    if len(kept) < len(cut):
-        kept[-1] = replace(kept[-1], truncated=True)
-    return kept
-
-
-def _nothing_trained(examples: list[Tokens], max_length: int) -> Unusable:
-    needed = [tokens.trained.index(True) for tokens in examples if any(tokens.trained)]
-    if needed:
-        return Unusable(
-            f"no token left to train on: the prompt alone fills data.max_length={max_length}",
-            f"set data.max_length to more than {min(needed)}, shorten the prompt, or remove the row",
-        )
-    return Unusable("no token to train on: the answer is empty", "fill it in, or remove the row")
-
-
-def _conversation(example: Messages, tokenizer: PreTrainedTokenizerBase) -> list[Tokens]:
-    messages = example.messages
-    answers = [i for i, message in enumerate(messages) if message["role"] == "assistant" and i >= example.context]
-    if has_generation_spans(tokenizer) and not example.context:
-        text, spans = render_with_generation_spans(tokenizer, messages)
-        whole = _whole(tokenizer, text, _joined(spans))
+        items = yield from _conversation(job.template.prepared(_edited(example, job.options)), job)
+    elif isinstance(example, PromptCompletion):
+        items = yield from _prompt_completion(example, job)
     else:
-        text = render(tokenizer, messages)
-        whole = _whole(tokenizer, text, _spans_by_prefix(tokenizer, messages, answers, text))
-    if whole is not None:
-        return [whole]
-    return [_single_answer(tokenizer, messages, i) for i in answers]
+        items = yield from _text(example, job)
+    return fit(items, job.options)
+
+
+def _text(example: Text, job: _Job) -> Steps:
+    yield [(example.text, True)]
+    ids = job.encoder.ids(example.text, add_special_tokens=True)
+    _end(ids, job.tokenizer)
+    return [window(ids, [(0, len(ids))])]
+
+
+def _prompt_completion(example: PromptCompletion, job: _Job) -> Steps:
+    """Tokenised together where the ids then begin with the prompt's (SentencePiece would put a space before a
+    completion on its own), apart where a token would cross the border, because at inference none does."""
+    prompt, completion = example.prompt, example.completion
+    yield [(prompt, True), (prompt + completion, True)]
+    head = job.encoder.ids(prompt, add_special_tokens=True)
+    ids = job.encoder.ids(prompt + completion, add_special_tokens=True)
+    if ids[: len(head)] != head:
+        ids = head + job.encoder.ids(completion)
+    _end(ids, job.tokenizer)
+    return [window(ids, [(0 if job.options.train_on_prompt else len(head), len(ids))])]
+
+
+def _end(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> None:
+    eos = tokenizer.eos_token_id
+    if eos is not None and ids[-1:] != [eos]:
+        ids.append(eos)
+
+
+def _edited(example: Messages, options: Encoding) -> Messages:
+    """The conversation as the options want it."""
+    if options.train_on_prompt and example.untrained:
+        raise Unusable(
+            f"message {example.untrained[0] + 1} is marked as not to be trained, but stage.train_on_prompt=true",
+            "set stage.train_on_prompt=false, or take the mark out of the row",
+        )
+    example = conversation.with_system(example, options.system, options.system_prompt)
+    return conversation.without_thinking(example) if options.thinking is Thinking.drop else example
+
+
+def _conversation(example: Messages, job: _Job) -> Steps:
+    if job.options.train_on_prompt:
+        text = job.template.render(example)
+        yield [(text, False)]
+        ids = job.encoder.ids(text)
+        return [window(ids, [(0, len(ids))])]
+    answers = conversation.answers(example, job.options.turns)
+    if not answers:
+        raise Unusable("every answer is marked as not to be trained", "take the mark from one, or remove the row")
+    text, spans = _whole_text(example, answers, job.template)
+    if spans is not None:
+        yield [(text, False)]
+        tokens = _whole(text, spans, job.encoder)
+        if tokens is not None:
+            return [tokens]
+    texts = [_answer_text(example, i, job.template) for i in answers]
+    yield [(prompt + completion, False) for prompt, completion in texts]
+    return [_single_answer(prompt, completion, job.encoder) for prompt, completion in texts]
+
+
+def _whole_text(example: Messages, answers: list[int], template: ChatTemplate) -> tuple[str, list[Span] | None]:
+    """The text of the conversation and the characters of the answers in it, without the white space after the
+    end-of-turn token, which is the template's and is never generated. None if they cannot be told, or if a part of
+    an answer is missing there."""
+    all_answers = [i for i, message in enumerate(example.messages) if message["role"] == "assistant"]
+    spans: list[Span] | None
+    if template.marks_answers(example) and answers == all_answers:
+        text, spans = template.render_with_marks(example)
+        spans = _joined(spans)
+    else:
+        text = template.render(example)
+        spans = _spans_by_prefix(example, answers, text, template)
+    if spans is None or not _hold_all(text, spans, [example.messages[i] for i in answers]):
+        return text, None
+    return text, [(start, start + len(text[start:end].rstrip())) for start, end in spans]
 
 
 def _joined(spans: list[Span]) -> list[Span]:
@@ -111,172 +192,123 @@ def _joined(spans: list[Span]) -> list[Span]:
     return joined
 
 
-def _spans_by_prefix(
-    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], answers: list[int], text: str
-) -> list[Span] | None:
+def _hold_all(text: str, spans: list[Span], answers: list[dict[str, Any]]) -> bool:
+    """Whether the trained text has the parts of the answers that templates may leave out."""
+    parts = [part for message in answers for part in (conversation.reasoning(message), *_called(message)) if part]
+    if not parts:
+        return True
+    trained = "\n".join(text[start:end] for start, end in spans)
+    return all(part in trained for part in parts)
+
+
+def _called(message: dict[str, Any]) -> list[str]:
+    """Names of the functions that a message calls."""
+    return [call.get("function", call).get("name", "") for call in message.get("tool_calls", ())]
+
+
+def _spans_by_prefix(example: Messages, answers: list[int], text: str, template: ChatTemplate) -> list[Span] | None:
     """Where the answers stand in the text of the whole; None if the text does not begin with what inference sees."""
     spans = []
     for i in answers:
-        prompt = render(tokenizer, messages[:i], add_generation_prompt=True)
-        answered = text if i == len(messages) - 1 else render(tokenizer, messages[: i + 1])
+        prompt = template.render(example, i, add_generation_prompt=True)
+        answered = text if i == len(example.messages) - 1 else template.render(example, i + 1)
         if not (text.startswith(answered) and answered.startswith(prompt)):
             return None
         spans.append((len(prompt), len(answered)))
     return spans
 
 
-def _whole(tokenizer: PreTrainedTokenizerBase, text: str, spans: list[Span] | None) -> Tokens | None:
+def _whole(text: str, spans: list[Span], encoder: TextEncoder) -> Tokens | None:
     """The conversation as one example; None if the borders of the spans are not borders of tokens."""
-    if spans is None:
+    ids = encoder.ids(text)
+    before = encoder.tokens_before(text, ids, [border for span in spans for border in span])
+    if before is None:
         return None
-    # White space after the end-of-turn token is the template's, and is never generated.
-    spans = [(start, start + len(text[start:end].rstrip())) for start, end in spans]
-    borders = sorted({border for span in spans for border in span})
-    ids, positions = _positions(tokenizer, text, borders)
-    if positions is None:
-        return None
-    return _tokens(ids, [(positions[start], positions[end]) for start, end in spans])
+    return window(ids, [(before[start], before[end]) for start, end in spans])
 
 
-def _positions(
-    tokenizer: PreTrainedTokenizerBase, text: str, borders: list[int]
-) -> tuple[list[int], dict[int, int] | None]:
-    """The ids of `text`, and for each border the number of tokens before it.
-
-    None instead of the numbers if, for some border, the ids of the text before it are not the first ids of the whole.
-    """
-    ids, ends = _ids_and_added_tokens(tokenizer, text)
-    positions = {}
-    for border in borders:
-        position = _position_after_added_token(tokenizer, text, border, ids, ends)
-        if position is None:
-            prefix = _ids(tokenizer, [text[:border]])[0]
-            if ids[: len(prefix)] != prefix:
-                return ids, None
-            position = len(prefix)
-        positions[border] = position
-    return ids, positions
+def _single_answer(prompt: str, completion: str, encoder: TextEncoder) -> Tokens:
+    """Tokenised together, or apart where a token would cross the border, because at inference none does."""
+    ids = encoder.ids(prompt + completion)
+    before = encoder.tokens_before(prompt + completion, ids, [len(prompt)])
+    if before is not None:
+        return window(ids, [(before[len(prompt)], len(ids))])
+    head = encoder.ids(prompt)
+    ids = head + encoder.ids(completion)
+    return window(ids, [(len(head), len(ids))])
 
 
-def _position_after_added_token(
-    tokenizer: PreTrainedTokenizerBase, text: str, border: int, ids: list[int], ends: list[tuple[int, int]]
-) -> int | None:
-    """The number of tokens before `border`, told from the text after the last added token before it; else None.
-
-    No token crosses an added token (an end of turn, say), so only the few characters after it, mostly a header, need
-    tokenising again. All the text before each border would take several times as long.
-    """
-    last = bisect_right(ends, border, key=lambda end: end[0]) - 1
-    if last < 0:
-        return None
-    end, count = ends[last]
-    rest = _ids(tokenizer, [text[end:border]])[0] if end < border else []
-    return count + len(rest) if ids[count : count + len(rest)] == rest else None
+def _answer_text(example: Messages, i: int, template: ChatTemplate) -> tuple[str, str]:
+    """The prompt for answer `i` as inference renders it, and what the model should generate after it, up to its
+    end-of-turn token."""
+    prompt = template.render(example, i, add_generation_prompt=True)
+    completion = _completion(example, i, prompt, template)
+    absent = next((name for name in _called(example.messages[i]) if name not in completion), None)
+    if absent is not None:
+        raise Unusable(
+            f"the chat template does not write the call of {absent!r} in message {i + 1}, so it could not be learnt",
+            "choose a template that knows tool calls with data.chat_template, or remove the row",
+        )
+    return prompt, completion
 
 
-def _ids_and_added_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-    """The ids of `text`, and for each added token in it where it ends: in characters, in tokens."""
-    if not tokenizer.is_fast:
-        return _ids(tokenizer, [text])[0], []
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-    added = tokenizer.added_tokens_decoder
-    return ids, [(offsets[i][1], i + 1) for i, token in enumerate(ids) if token in added]
+def _completion(example: Messages, i: int, prompt: str, template: ChatTemplate) -> str:
+    answered = template.render(example, i + 1)
+    thought = conversation.reasoning(example.messages[i])
+    if answered.startswith(prompt) and thought in (completion := answered[len(prompt) :].rstrip()):
+        return completion
+    if thought:
+        return _answer_with_reasoning(example, i, prompt, template)
+    return _answer_behind_probe(example, i, answered, template)
 
 
-def _single_answer(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], i: int) -> Tokens:
-    """The prompt for answer `i` as inference renders it, and the answer up to its end-of-turn token."""
-    prompt = render(tokenizer, messages[:i], add_generation_prompt=True)
-    answered = render(tokenizer, messages[: i + 1])
-    if answered.startswith(prompt):
-        completion = answered[len(prompt) :].rstrip()
-    else:
-        completion = _answer_behind_probe(tokenizer, messages, i, answered)
-    start, ids = _join(tokenizer, prompt, completion, add_special_tokens=False)
-    return _tokens(ids, [(start, len(ids))])
+def _around_probe(example: Messages, i: int, template: ChatTemplate) -> tuple[str, str] | None:
+    """What the template writes before and after the content of answer `i`."""
+    answer = {key: value for key, value in example.messages[i].items() if key not in conversation.REASONING_KEYS}
+    probed = template.render(replace(example, messages=[*example.messages[:i], {**answer, "content": PROBE}]))
+    head, found, tail = probed.partition(PROBE)
+    return (head, tail.rstrip()) if found else None
 
 
-def _answer_behind_probe(
-    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], i: int, answered: str
-) -> str:
+def _answer_behind_probe(example: Messages, i: int, answered: str, template: ChatTemplate) -> str:
     """The answer's part of `answered`, where the generation prompt is not a prefix of it (DeepSeek R1, Nemotron).
 
     It begins where the template puts a known text in its place, and must hold the answer as it stands in the row.
     """
-    content = messages[i].get("content") or ""
-    probed = render(tokenizer, [*messages[:i], {**messages[i], "content": PROBE}])
-    head, found, _ = probed.partition(PROBE)
-    completion = answered[len(head) :].rstrip()
-    if not found or not answered.startswith(head) or content.strip() not in completion:
-        raise Unusable(
-            f"the chat template does not render the answer in message {i + 1} as it stands, "
-            "so what the model should generate after its prompt is not known",
-            "take out what the template rewrites (reasoning in <think> tags, say), or give a template with "
-            "{% generation %} marks: data.chat_template=FILE.jinja",
-        )
+    content = example.messages[i].get("content") or ""
+    around = _around_probe(example, i, template)
+    if around is None or not answered.startswith(around[0]):
+        raise _rewritten(i)
+    completion = answered[len(around[0]) :].rstrip()
+    if content.strip() not in completion:
+        raise _rewritten(i)
     return completion
 
 
-def _prompt_completion(
-    example: PromptCompletion, tokenizer: PreTrainedTokenizerBase, train_on_prompt: bool
-) -> Tokens:
-    start, ids = _join(tokenizer, example.prompt, example.completion, add_special_tokens=True)
-    _end(ids, tokenizer)
-    return _tokens(ids, [(0 if train_on_prompt else start, len(ids))])
+def _answer_with_reasoning(example: Messages, i: int, prompt: str, template: ChatTemplate) -> str:
+    """The answer as the row writes it after what the generation prompt has written of it, and the end of turn."""
+    message = example.messages[i]
+    around = _around_probe(example, i, template)
+    if around is None:
+        raise _rewritten(i)
+    opened = prompt.rstrip()
+    if opened.endswith("</think>"):
+        raise Unusable(
+            f"message {i + 1} holds reasoning, but the generation prompt that comes before it closes its thinking",
+            "set data.thinking=drop, or take enable_thinking out of data.chat_template_kwargs",
+        )
+    written = message.get("content") or ""
+    if thought := conversation.reasoning_under_key(message):
+        written = f"<think>\n{thought.strip()}\n</think>\n\n{written}"
+    if opened.endswith("<think>") and written.lstrip().startswith("<think>"):
+        written = written.lstrip().removeprefix("<think>").removeprefix(prompt[len(opened) :])
+    return written + around[1]
 
 
-def _text(example: Text, tokenizer: PreTrainedTokenizerBase) -> Tokens:
-    ids = _ids(tokenizer, [example.text], add_special_tokens=True)[0]
-    _end(ids, tokenizer)
-    return _tokens(ids, [(0, len(ids))])
-
-
-def _join(
-    tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str, *, add_special_tokens: bool
-) -> tuple[int, list[int]]:
-    """The number of tokens of the prompt, and the ids of both.
-
-    Tokenised together where the ids then begin with the prompt's (SentencePiece would put a space before a completion
-    on its own), apart where a token would cross the border, because at inference none does.
-    """
-    together, head = _ids(tokenizer, [prompt + completion, prompt], add_special_tokens=add_special_tokens)
-    if together[: len(head)] == head:
-        return len(head), together
-    return len(head), head + _ids(tokenizer, [completion])[0]
-
-
-def _end(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> None:
-    eos = tokenizer.eos_token_id
-    if eos is not None and ids[-1:] != [eos]:
-        ids.append(eos)
-
-
-def _ids(
-    tokenizer: PreTrainedTokenizerBase, texts: list[str], *, add_special_tokens: bool = False
-) -> list[list[int]]:
-    ids = tokenizer(
-        texts,
-        add_special_tokens=add_special_tokens,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-    )["input_ids"]
-    if not add_special_tokens:
-        return ids
-    return [_without_added_end(tokenizer, text, row) for text, row in zip(texts, ids, strict=True)]
-
-
-def _without_added_end(tokenizer: PreTrainedTokenizerBase, text: str, ids: list[int]) -> list[int]:
-    """Without the end-of-text token that some tokenizers add by themselves, which must not stand after a prompt."""
-    eos = tokenizer.eos_token
-    added = eos is not None and len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and not text.endswith(eos)
-    return ids[:-1] if added else ids
-
-
-def _tokens(ids: list[int], spans: list[Span]) -> Tokens:
-    trained: list[bool] = []
-    for start, end in spans:
-        trained += [False] * (start - len(trained)) + [True] * (end - start)
-    trained += [False] * (len(ids) - len(trained))
-    trained[:1] = [False] * len(trained[:1])
-    return Tokens(ids, trained)
+def _rewritten(i: int) -> Unusable:
+    return Unusable(
+        f"the chat template does not render the answer in message {i + 1} as it stands, "
+        "so what the model should generate after its prompt is not known",
+        "take out what the template rewrites, or give a template with {% generation %} marks: "
+        "data.chat_template=FILE.jinja",
+    )

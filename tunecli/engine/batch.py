@@ -32,6 +32,8 @@ class Batch:
     """[trained] the token ids to predict"""
     weights: Tensor
     """[trained] float32: 1, or 0 in the rows that only fill up the last global batch"""
+    sources: Tensor
+    """[trained] int64: number of the data source that each comes from"""
     num_tokens: int
     """real tokens of real rows (no padding, no fillers)"""
     rows: tuple[int, ...]

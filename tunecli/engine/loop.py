@@ -26,7 +26,7 @@ from tunecli.engine.checkpoint import save_checkpoint
 from tunecli.engine.distributed import gradient_sync, seed_step, sum_over_ranks
 from tunecli.engine.recorder import Recorder, peak_memory_bytes
 from tunecli.engine.signals import StopSignal
-from tunecli.engine.stage import Stage
+from tunecli.engine.stage import Stage, means
 
 
 @dataclass(slots=True)
@@ -85,9 +85,7 @@ class _Meter:
         self._since = time.perf_counter()
 
     def means(self) -> dict[str, float]:
-        weight = max(self._sums["weight"], 1.0)
-        hidden = {"weight", "tokens", "stop"}
-        return {name: value / weight for name, value in self._sums.items() if name not in hidden}
+        return means({name: value for name, value in self._sums.items() if name not in ("tokens", "stop")})
 
     def speeds(self) -> dict[str, float]:
         return {
@@ -140,20 +138,19 @@ def train(trainer: Trainer) -> bool:
 def _step(trainer: Trainer, microbatches: list[Batch], step: int) -> tuple[dict[str, float], float]:
     """One optimizer step. Returns sums over all ranks (loss, metrics, weight, tokens, stop) and the gradient norm."""
     accelerator, model, stage = trainer.accelerator, trainer.model, trainer.stage
-    local_weight = torch.stack([stage.weight(batch) for batch in microbatches]).sum()
-    weight = accelerator.reduce(local_weight.to(accelerator.device), "sum").clamp(min=1)
+    weights = [stage.weight(batch) for batch in microbatches]
+    weight = accelerator.reduce(torch.stack(weights).sum().to(accelerator.device), "sum").clamp(min=1)
     totals: list[dict[str, Tensor]] = []
     for i, batch in enumerate(microbatches):
         with gradient_sync(accelerator, model, last=i == len(microbatches) - 1):
             output = stage.loss(model, batch.to(accelerator.device))
             # Ranks average their gradients, so multiplying by their number leaves sum / global weight.
             accelerator.backward(output.total * accelerator.num_processes / weight)
-        totals.append({"loss": output.total.detach(), **{k: v.detach() for k, v in output.metrics.items()}})
+        totals.append(output.sums(weights[i]))
     sums = sum_over_ranks(
         accelerator,
         {name: torch.stack([total[name] for total in totals]).sum().item() for name in totals[0]}
-        | {"weight": local_weight.item(), "tokens": sum(batch.num_tokens for batch in microbatches)}
-        | {"stop": float(trainer.stop.requested)},
+        | {"tokens": sum(batch.num_tokens for batch in microbatches), "stop": float(trainer.stop.requested)},
     )
     if not math.isfinite(sums["loss"]):
         _stop_non_finite(trainer, microbatches, [total["loss"].item() for total in totals], step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -69,6 +70,12 @@ OPTIMIZERS: dict[Optimizer, Callable[[Parameters, TrainConfig], TorchOptimizer]]
 }
 
 
+def warmup_steps(config: TrainConfig, num_steps: int) -> int:
+    """`config.warmup_steps` as a number of steps."""
+    share = config.warmup_steps
+    return math.ceil(share * num_steps) if share < 1 else int(share)
+
+
 def build_scheduler(optimizer: TorchOptimizer, config: TrainConfig, *, num_steps: int, done: int) -> LRScheduler:
     """transformers' schedule of that name, with `config.warmup_steps` of linear warm-up.
 
@@ -79,11 +86,12 @@ def build_scheduler(optimizer: TorchOptimizer, config: TrainConfig, *, num_steps
     from transformers.trainer_utils import SchedulerType
 
     name = config.lr_scheduler.value
-    if config.lr_scheduler is Scheduler.constant and config.warmup_steps:
+    warmup = warmup_steps(config, num_steps)
+    if config.lr_scheduler is Scheduler.constant and warmup:
         name = "constant_with_warmup"
     for group in optimizer.param_groups:
         group["initial_lr"] = config.learning_rate
-    extra = {} if name == "constant" else {"num_warmup_steps": config.warmup_steps}
+    extra = {} if name == "constant" else {"num_warmup_steps": warmup}
     if name in ("linear", "cosine"):
         extra["num_training_steps"] = num_steps
     build: Any = TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(name)]

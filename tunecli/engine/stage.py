@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from tunecli.engine.batch import Batch
+
+UNITS = "units of "
+"""Before the name of a part: the number of its units."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +20,25 @@ class LossOutput:
     """scalar: the loss summed over the units that `Stage.weight` counts"""
     metrics: dict[str, Tensor] = field(default_factory=dict)
     """sums over the same units; logged divided by their number"""
+    parts: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """sums over some of the units, and the number of those: logged divided by it (the loss of one data source, say);
+    the same names in every micro-batch of every rank"""
+
+    def sums(self, weight: Tensor) -> dict[str, Tensor]:
+        """Everything that is to be added up over micro-batches and ranks, `weight` included, for `means`."""
+        parts = {name: total for name, (total, _) in self.parts.items()}
+        units = {UNITS + name: units for name, (_, units) in self.parts.items()}
+        return {"loss": self.total.detach(), "weight": weight, **self.metrics, **parts, **units}
+
+
+def means(sums: Mapping[str, float]) -> dict[str, float]:
+    """Each sum divided by the units that it is over; without the parts that had none."""
+    units = {name.removeprefix(UNITS): value for name, value in sums.items() if name.startswith(UNITS)}
+    return {
+        name: value / max(units.get(name, sums["weight"]), 1.0)
+        for name, value in sums.items()
+        if name != "weight" and not name.startswith(UNITS) and units.get(name, 1.0) > 0
+    }
 
 
 class Stage(Protocol):

@@ -7,7 +7,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from tunecli.config.errors import UserError
 from tunecli.config.model import DType, ModelConfig
@@ -53,6 +59,15 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def stop_tokens(config: ModelConfig) -> list[int]:
+    """The ids at which the model's generation stops, besides the tokenizer's end-of-text token."""
+    try:
+        stops = GenerationConfig.from_pretrained(resolve_path(config.path), revision=config.revision).eos_token_id
+    except OSError:
+        return []
+    return [stops] if isinstance(stops, int) else stops or []
 
 
 def load_model(config: ModelConfig, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:

@@ -164,6 +164,7 @@ def _batch(
         kept=kept,
         targets=torch.cat([ids[1:] for ids in sequences]),
         weights=torch.ones(len(kept)),
+        sources=torch.zeros(len(kept), dtype=torch.int64),
         num_tokens=sum(LENGTHS),
         rows=(0, 1),
     ).to(input_ids.device)

@@ -6,14 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tunecli.config.data import training_sources
 from tunecli.config.paths import display
 from tunecli.config.run import RunConfig
 from tunecli.engine.checkpoint import write_atomically
 
 
-def write_card(config: RunConfig, run_dir: Path, *, data: Mapping[str, Any], results: Mapping[str, float]) -> None:
-    """Write `README.md`: what was trained on what, the result, and how to load it."""
-    base, source = _public(config.model.path), _public(config.data.path)
+def write_card(
+    config: RunConfig, run_dir: Path, *, data: Mapping[str, Any] | None, results: Mapping[str, float]
+) -> None:
+    """Write `README.md`: what was trained on what, the result, and how to load it. `data` None: it was streamed."""
+    base = _public(config.model.path)
+    sources = ", ".join(f"`{_public(source.path)}`" for source in training_sources(config.data))
+    counts = f"{data['examples']} examples, {data['trained_tokens']} trained tokens" if data else "streamed"
     methods = ", ".join(config.peft) or "full fine-tuning"
     what = "the model" if not config.peft else f"an adapter ({methods}) for `{base}`"
     rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in results.items())
@@ -36,7 +41,7 @@ Made with tunecli: {what}.
 | base model | `{base}`{quantized} |
 | method | {methods} |
 | stage | {config.stage.name} |
-| data | `{source}`: {data["examples"]} examples, {data["trained_tokens"]} trained tokens |
+| data | {sources}: {counts} |
 | seed | {config.seed} |
 
 ## Result

@@ -1,38 +1,115 @@
-"""The formats: each a module with one function from a row to a canonical example."""
+"""The formats: each a module with one function from a row's values to a canonical example."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from tunecli.config.errors import UserError
 from tunecli.config.nearest import did_you_mean
-from tunecli.data.examples import Example
-from tunecli.data.formats import alpaca, messages, prompt_completion, text
-from tunecli.data.source import Row
+from tunecli.data.examples import Example, Unusable
+from tunecli.data.formats import alpaca, custom, messages, prompt_completion, sharegpt, text
+from tunecli.data.formats.columns import mapped, missing, no_column
+from tunecli.data.formats.detect import candidates
 
-FORMATS: dict[str, Callable[[Row], Example]] = {
+FORMATS: dict[str, Callable[[dict[str, Any]], Example]] = {
     "messages": messages.convert,
+    "sharegpt": sharegpt.convert,
     "alpaca": alpaca.convert,
     "prompt_completion": prompt_completion.convert,
     "text": text.convert,
 }
 
 
-def to_example(row: Row, format: str, columns: dict[str, str]) -> Example:
-    """The example in `row`. `columns`: names that the format expects -> names that the row has."""
-    if format not in FORMATS:
-        fix = f"{did_you_mean(format, FORMATS)}the formats are: {', '.join(FORMATS)}"
-        raise UserError(f"no format {format!r}", where="data.format", fix=fix)
-    return FORMATS[format](_renamed(row, columns) if columns else row)
+@dataclass(frozen=True, slots=True)
+class Format:
+    """How the rows of one source become examples: call it with a row's values. Raises Unusable for a bad row."""
+
+    name: str
+    columns: dict[str, str] = field(default_factory=dict)
+    """names that the format expects -> a column, or a text with columns in braces"""
+    detected: bool = False
+    """whether the columns told it"""
+    note: str = ""
+    """what a user should know: the file of a custom function"""
+
+    def __call__(self, values: dict[str, Any]) -> Example:
+        if self.columns:
+            values = mapped(values, self.columns)
+        if not self.name.startswith(custom.PREFIX):
+            return FORMATS[self.name](values)
+        found = custom.call(self.name, values)
+        return _by_its_keys(found, self.name) if isinstance(found, dict) else found
+
+    @property
+    def fingerprint(self) -> list[Any]:
+        """Of what it makes of a row: its name, its columns, and the content of the file of a custom function."""
+        code = Path(custom.file_of(self.name)).read_bytes() if self.name.startswith(custom.PREFIX) else b""
+        return [self.name, sorted(self.columns.items()), hashlib.blake2b(code, digest_size=16).hexdigest()]
+
+    def __str__(self) -> str:
+        """As in "alpaca, told from the columns (instruction: question, output: answer)"."""
+        how = ", told from the columns" if self.detected else ""
+        columns = ", ".join(f"{name}: {column}" for name, column in self.columns.items())
+        return f"{self.name}{how}{f' ({columns})' if columns else ''}"
 
 
-def _renamed(row: Row, columns: dict[str, str]) -> Row:
-    for expected, name in columns.items():
-        if name not in row.values:
-            raise UserError(
-                f"no column {name!r}, which data.columns.{expected} names; the row has: {', '.join(row.values)}",
-                where=row.where,
-                fix=f"{did_you_mean(name, row.values)}set data.columns.{expected} to a column of the row",
-            )
-    return replace(row, values={**row.values, **{new: row.values[old] for new, old in columns.items()}})
+def choose_format(name: str, columns: dict[str, str], first: dict[str, Any]) -> Format:
+    """The format `name`, or for "auto" the only one that can read the `first` row. Raises UserError."""
+    for expected, source in columns.items():
+        absent = missing(first, source)
+        if absent is not None:
+            what, fix = no_column(first, expected, absent)
+            raise UserError(what, where=f"data.columns.{expected}", fix=fix)
+    if name.startswith(custom.PREFIX):
+        return Format(name, columns, note=f"{name} is in {custom.file_of(name)}")
+    if name == "auto":
+        return _detected(columns, first)
+    if name not in FORMATS:
+        fix = f"{did_you_mean(name, FORMATS)}the formats are: auto, {', '.join(FORMATS)}, custom:module:function"
+        raise UserError(f"no format {name!r}", where="data.format", fix=fix)
+    return Format(name, columns)
+
+
+def _detected(columns: dict[str, str], first: dict[str, Any]) -> Format:
+    found = candidates(first, columns)
+    if len(found) == 1:
+        name, renamed = found[0]
+        return Format(name, {**_resolved(renamed, columns), **columns}, detected=True)
+    if found:
+        raise UserError(
+            f"the columns fit several formats: {', '.join(first)}",
+            where="data.format",
+            fix=f"choose one: {', or '.join(_overrides(name, renamed) for name, renamed in found)}",
+        )
+    raise UserError(
+        f"no format reads these columns: {', '.join(first) or 'none'}",
+        where="data.format",
+        fix="say which columns hold question and answer: data.format=alpaca data.columns.instruction=COLUMN "
+        "data.columns.output=COLUMN; or map data.columns.messages or data.columns.text",
+    )
+
+
+def _resolved(renamed: dict[str, str], columns: dict[str, str]) -> dict[str, str]:
+    """With names that are themselves mapped by the user replaced by what they are mapped to."""
+    return {name: columns.get(column, column) for name, column in renamed.items()}
+
+
+def _overrides(name: str, renamed: dict[str, str]) -> str:
+    return " ".join([f"data.format={name}", *(f"data.columns.{new}={old}" for new, old in renamed.items())])
+
+
+def _by_its_keys(values: dict[str, Any], name: str) -> Example:
+    """The example in what a custom function returned."""
+    found = candidates(values, {})
+    if len(found) != 1:
+        raise Unusable(
+            f"{name} returns a dict with the keys {', '.join(map(str, values)) or 'none'}, "
+            f"which {'fit several formats' if found else 'no format reads'}",
+            "return the columns of one format, such as messages, or one of tunecli.data.examples",
+        )
+    format, renamed = found[0]
+    return FORMATS[format](mapped(values, renamed))

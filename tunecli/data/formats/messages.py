@@ -1,32 +1,17 @@
-"""`messages`: a conversation in the roles and contents that chat templates read."""
+"""`messages`: a conversation in the roles and contents that chat templates read.
+
+A column `tools` (a list, or a list as a JSON text) describes what the assistant may call. An assistant's message with
+`train: false` (or `weight: 0`) is context.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from tunecli.config.errors import UserError
 from tunecli.data.examples import Messages
 from tunecli.data.formats import fields
-from tunecli.data.source import Row
+from tunecli.data.formats.turns import read_conversation
 
 
-def convert(row: Row) -> Messages:
-    messages = fields.turns(row, "messages")
-    check_conversation(row, messages)
-    return Messages(messages)
-
-
-def check_conversation(row: Row, messages: list[dict[str, Any]]) -> None:
-    roles = [message["role"] for message in messages]
-    if "assistant" not in roles:
-        raise UserError(
-            f"no assistant turn to train on (roles: {', '.join(roles)})",
-            where=row.where,
-            fix="add the answer, or remove the row",
-        )
-    if roles[0] == "assistant":
-        raise UserError(
-            "the conversation begins with an assistant turn, which answers nothing",
-            where=row.where,
-            fix="begin with a user or system turn, or remove the first turn",
-        )
+def convert(values: dict[str, Any]) -> Messages:
+    return read_conversation(fields.required(values, "messages"), "messages", values.get("tools"))

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from tunecli.config.errors import UserError
-from tunecli.data.examples import Messages, PromptCompletion
+from typing import Any
+
+from tunecli.data.examples import Messages, PromptCompletion, Unusable
 from tunecli.data.formats import fields
-from tunecli.data.formats.messages import check_conversation
-from tunecli.data.source import Row
+from tunecli.data.formats.turns import read_conversation
 
 
-def convert(row: Row) -> PromptCompletion | Messages:
-    prompt, completion = fields.required(row, "prompt"), fields.required(row, "completion")
+def convert(values: dict[str, Any]) -> PromptCompletion | Messages:
+    prompt, completion = fields.required(values, "prompt"), fields.required(values, "completion")
     if isinstance(prompt, list) != isinstance(completion, list):
-        raise UserError(
+        raise Unusable(
             "prompt and completion are of two kinds, text and messages",
-            where=row.where,
-            fix="write both as text or both as lists of messages",
+            "write both as text or both as lists of messages",
         )
-    if isinstance(prompt, str) or isinstance(completion, str):
-        return PromptCompletion(fields.text(row, "prompt"), fields.text(row, "completion"))
-    asked, answered = fields.turns(row, "prompt"), fields.turns(row, "completion")
-    check_conversation(row, [*asked[:1], *answered])
-    return Messages([*asked, *answered], context=len(asked))
+    if isinstance(prompt, list):
+        return read_conversation(completion, "completion", values.get("tools"), context=prompt)
+    return PromptCompletion(fields.text(values, "prompt"), fields.answer(values, "completion"))

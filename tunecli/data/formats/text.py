@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tunecli.data.examples import Text
 from tunecli.data.formats import fields
-from tunecli.data.source import Row
 
 
-def convert(row: Row) -> Text:
-    return Text(fields.text(row, "text"))
+def convert(values: dict[str, Any]) -> Text:
+    return Text(fields.answer(values, "text"))

@@ -1,0 +1,76 @@
+"""What is said about the data before training: how much there is, and what a user should know about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from tunecli.config.data import DataConfig, Overlong, Side, training_sources, validation_source
+from tunecli.data.mixture import Mixture, labels, shares
+
+WHY = {
+    "bad": ("cannot be used", "mend or remove them"),
+    "overlong": ("are longer than {length} allows", "raise data.max_length, or split them with data.overlong=split"),
+    "in validation": ("are validation rows too", "remove them there, or train on them with data.overlap=keep"),
+}
+"""Why rows are left out -> what is said of them, and what can be done."""
+CUT = "raise data.max_length, or leave such rows out with data.overlong=drop, or split them with data.overlong=split"
+_BY_TEMPLATE = "the chat template renders earlier turns differently when later ones follow"
+SPLIT = {
+    Overlong.truncate: _BY_TEMPLATE,
+    Overlong.drop: _BY_TEMPLATE,
+    Overlong.split: "they are longer than data.max_length, or " + _BY_TEMPLATE,
+}
+"""Why rows became several examples."""
+
+
+def facts(data: DataConfig, train: Mixture | None, validation: Mixture | None) -> Iterator[str]:
+    """How much there is, one line for each source."""
+    sources = training_sources(data)
+    if train is None:
+        for source in sources:
+            yield f"training: {source.path}, streamed and shuffled within {data.shuffle_buffer:,} rows"
+    else:
+        sizes = np.diff(train.starts)
+        given = shares(data, sizes.tolist()) or sizes.tolist()
+        for i, (source, name) in enumerate(zip(sources, labels(sources), strict=True)):
+            part = slice(train.starts[i], train.starts[i + 1])
+            share = f", {given[i] / sum(given):.1%} of training as {name}" if data.mix else ""
+            yield f"training: {source.path}{_format(train, i)}: {_amount(train, part)}{share}"
+    if validation is not None:
+        held_out = validation_source(data)
+        path = held_out.path + _format(validation, 0) if held_out else f"{data.validation} of the rows"
+        yield f"validation: {path}: {_amount(validation, slice(None))}"
+
+
+def losses(data: DataConfig, examples: Mixture) -> Iterator[tuple[str, str]]:
+    """What the rows lose on the way to the model: what is said of it, and what can be done."""
+    summary, length = examples.summary, f"data.max_length={data.max_length}"
+    for why, count in summary["left_out"].items():
+        first = next(entry for entry in examples.left_out if entry["why"] == why)
+        reason, place = WHY[why][0].format(length=length), f"{first['source']} row {first['row']}"
+        yield f"{count:,} of {summary['rows']:,} rows {reason} and are left out; the first: {place}", WHY[why][1]
+    if summary["truncated"]:
+        end = "start" if data.truncation_side is Side.left else "end"
+        yield f"{summary['truncated']:,} of {len(examples):,} examples lost their {end}: {length}", CUT
+
+
+def splits(data: DataConfig, examples: Mixture) -> Iterator[str]:
+    """Said where rows became several examples."""
+    summary = examples.summary
+    if summary["split_rows"]:
+        rows = f"{summary['split_rows']:,} of {summary['rows']:,} rows"
+        yield f"{rows} became several examples, because {SPLIT[data.overlong]}"
+
+
+def _amount(examples: Mixture, part: slice) -> str:
+    tokens, trained = int(examples.lengths[part].sum()), int(examples.trained_counts[part].sum())
+    return f"{len(examples.lengths[part]):,} examples, {tokens:,} tokens, {trained:,} of them trained"
+
+
+def _format(examples: Mixture, part: int) -> str:
+    """What was not given by name: a format that was told from the columns, a function of the user's own."""
+    format = examples.formats[part]
+    note = f" ({format.note})" if format.note else ""
+    return f" ({format})" if format.detected else note

@@ -1,0 +1,114 @@
+"""What tokenisation gives, what it depends on, and how examples are made to fit into `data.max_length`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import Any
+
+from tunecli.config.data import Overlong, Side, SystemPolicy, Thinking
+from tunecli.config.stage import Turns
+from tunecli.data.examples import TooLong, Unusable
+
+Span = tuple[int, int]
+"""Start and end, end excluded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoding:
+    """Everything besides the example and the tokenizer (with its chat template) that tokens depend on; each field as
+    in the `data` and `stage` groups of the configuration."""
+
+    max_length: int = 2048
+    overlong: Overlong = Overlong.truncate
+    truncation_side: Side = Side.right
+    train_on_prompt: bool = False
+    turns: Turns = Turns.all
+    system: SystemPolicy = SystemPolicy.keep
+    system_prompt: str | None = None
+    thinking: Thinking = Thinking.keep
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """The same in the types of JSON, for a cache key."""
+        values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        return {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    input_ids: list[int]
+    spans: list[Span]
+    """The tokens that are targets of the loss, in order. Never the first token: nothing comes before it to predict it
+    from."""
+    truncated: bool = False
+
+    @property
+    def trained(self) -> list[bool]:
+        """Whether each token is a target of the loss."""
+        trained = [False] * len(self.input_ids)
+        for start, end in self.spans:
+            trained[start:end] = [True] * (end - start)
+        return trained
+
+
+def window(ids: list[int], spans: list[Span], start: int = 0, end: int | None = None) -> Tokens:
+    """Tokens `start` to `end` of an example and the trained `spans` that fall into them, but for the first token."""
+    end = len(ids) if end is None else min(end, len(ids))
+    moved = [(max(first - start, 1), min(last, end) - start) for first, last in spans]
+    return Tokens(ids[start:end], [(first, last) for first, last in moved if first < last])
+
+
+def fit(items: list[Tokens], options: Encoding) -> list[Tokens]:
+    """The examples of one row, each at most `max_length` long, without those that lose all their trained tokens.
+
+    Raises TooLong if none is left, Unusable if there never was a trained token.
+    """
+    kept = []
+    lost = False
+    for tokens in items:
+        parts = [part for part in _parts(tokens, options) if part.spans]
+        kept += parts
+        lost |= not parts
+    if not kept:
+        raise _nothing_trained(items, options)
+    if lost:
+        kept[-1] = replace(kept[-1], truncated=True)
+    return kept
+
+
+def _parts(tokens: Tokens, options: Encoding) -> Iterator[Tokens]:
+    ids, spans, size = tokens.input_ids, tokens.spans, options.max_length
+    if len(ids) <= size:
+        yield tokens
+    elif options.overlong is Overlong.truncate:
+        start = len(ids) - size if options.truncation_side is Side.left else 0
+        yield replace(window(ids, spans, start, start + size), truncated=True)
+    elif options.overlong is Overlong.split:
+        # Each window begins with the last token of the one before, for its next token to be predicted from.
+        for start in range(0, len(ids) - 1, max(size - 1, 1)):
+            yield window(ids, spans, start, start + size)
+
+
+def _nothing_trained(items: list[Tokens], options: Encoding) -> Unusable:
+    if not any(tokens.spans for tokens in items):
+        return Unusable("no token to train on: the answer is empty", "fill it in, or remove the row")
+    shortest = min(len(tokens.input_ids) for tokens in items)
+    if options.overlong is Overlong.drop:
+        return TooLong(
+            f"{shortest} tokens are more than data.max_length={options.max_length}",
+            f"set data.max_length={shortest} or more, or data.overlong=truncate",
+        )
+    if options.truncation_side is Side.left or options.overlong is Overlong.split:
+        return TooLong(
+            f"no token left to train on within data.max_length={options.max_length}",
+            "raise data.max_length, or remove the row",
+        )
+    needed = min(tokens.spans[0][0] for tokens in items if tokens.spans)
+    return TooLong(
+        f"no token left to train on: the prompt alone fills data.max_length={options.max_length}",
+        f"set data.max_length to more than {needed}, shorten the prompt, or remove the row",
+    )

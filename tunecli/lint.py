@@ -1,0 +1,90 @@
+"""What `tune check` says about the rows: everything that makes a fine-tune fail although it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from tunecli.config.data import OnBadRow, first_rows, validation_share
+from tunecli.config.errors import Problem
+from tunecli.config.run import RunConfig
+from tunecli.data import about
+from tunecli.data.lint import EMPTY_ANSWER, EMPTY_QUESTION, ENDS_WITH_QUESTION, OUT_OF_ORDER, template_problems
+from tunecli.data.mixture import Mixture
+from tunecli.data.statistics import statistics
+from tunecli.models.load import stop_tokens
+from tunecli.run import Data, prepare_data
+
+LISTED = 10
+"""Bad rows that are named."""
+STREAMED = 1000
+"""Rows that are looked at where data are streamed."""
+ADVICE = {
+    OUT_OF_ORDER: "join turns of one role, and let questions and answers alternate",
+    EMPTY_ANSWER: "fill in the answer or remove the row: the model learns to say nothing",
+    EMPTY_QUESTION: "fill in the question or remove the row: the model learns to answer nothing",
+    ENDS_WITH_QUESTION: "remove the last question: nothing is learnt from it",
+}
+"""Kind of finding -> what to do."""
+
+
+def lint(config: RunConfig) -> tuple[list[str], list[Problem], list[Problem]]:
+    """Facts about the data, rows that stop the run, and what is odd but does not."""
+    data = prepare_data(_readable(config), show_progress=True)
+    assert data.train is not None
+    sides = {"training": data.train} | ({"validation": data.validation} if data.validation else {})
+    # With a share held out both sides are read from the same rows.
+    read = sides if validation_share(config.data) is None else {"training": data.train}
+    bad = [problem for examples in read.values() for problem in _bad_rows(examples)]
+    odd = [*_template(config, data)]
+    for side, examples in read.items():
+        odd += _lost(config, side, examples)
+        odd += _found(examples)
+    for side, examples in sides.items():
+        odd += _duplicates(side, examples)
+    facts = list(about.facts(config.data, data.train, data.validation))
+    return (facts, bad, odd) if config.data.on_bad_row is OnBadRow.error else (facts, [], odd)
+
+
+def _readable(config: RunConfig) -> RunConfig:
+    """With bad rows left out, for all of them to be found, and streams as far as a look needs them."""
+    data = replace(config.data, on_bad_row=OnBadRow.skip)
+    return replace(config, data=first_rows(data, STREAMED) if data.streaming else data)
+
+
+def _bad_rows(examples: Mixture) -> Iterator[Problem]:
+    bad = [entry for entry in examples.left_out if entry["why"] == "bad"]
+    for entry in bad[:LISTED]:
+        yield Problem(f"{entry['source']} row {entry['row']}", entry["what"], entry["fix"])
+    if len(bad) > LISTED:
+        where = f"{len(bad) - LISTED:,} more rows"
+        yield Problem(where, "cannot be used either", "data.on_bad_row=skip leaves all of them out and lists them")
+
+
+def _template(config: RunConfig, data: Data) -> Iterator[Problem]:
+    examples = data.train
+    assert examples is not None
+    if any(format.name not in ("text", "prompt_completion") for format in examples.formats):
+        yield from template_problems(data.tokenizer, config.data.chat_template_kwargs, stop_tokens(config.model))
+
+
+def _lost(config: RunConfig, side: str, examples: Mixture) -> Iterator[Problem]:
+    listed_as_bad = config.data.on_bad_row is OnBadRow.error
+    for what, fix in about.losses(config.data, examples):
+        if not (listed_as_bad and fix == about.WHY["bad"][1]):
+            yield Problem(side, what, fix)
+
+
+def _found(examples: Mixture) -> Iterator[Problem]:
+    for kind, (count, places) in examples.found.items():
+        more = f" and {count - len(places):,} more" if count > len(places) else ""
+        yield Problem(kind, ", ".join(places) + more, ADVICE[kind])
+
+
+def _duplicates(side: str, examples: Mixture) -> Iterator[Problem]:
+    found = statistics(examples)
+    if found.duplicates:
+        most = found.most_repeated[0]
+        rows = "1 row repeats" if found.duplicates == 1 else f"{found.duplicates:,} rows repeat"
+        what = f"{rows} another; {most.origin} stands there {most.rows:,} times"
+        yield Problem(side, what, "remove them, unless they are meant to count more")
