@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,18 +57,36 @@ class TokenizedDataset:
         reader = pa.ipc.open_file(pa.memory_map(str(folder / "tokens.arrow")))
         self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
-        self.lengths = self._column("length")
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
         """[examples] int64: tokens of each"""
-        self.trained_counts = self._column("trained_count")
+        return self._column("length")
+
+    @cached_property
+    def trained_counts(self) -> np.ndarray:
         """[examples] int64: trained tokens of each"""
-        self.rows = self._column("row")
+        return self._column("trained_count")
+
+    @cached_property
+    def rows(self) -> np.ndarray:
         """[examples] int64: row in its file"""
-        self.files = self._column("file")
+        return self._column("row")
+
+    @cached_property
+    def files(self) -> np.ndarray:
         """[examples] int32: which file of the source"""
-        self.contents = self._column("content")
+        return self._column("file")
+
+    @cached_property
+    def contents(self) -> np.ndarray:
         """[examples] int64: equal for rows of equal content"""
-        self.truncated = self._column("truncated")
+        return self._column("content")
+
+    @cached_property
+    def truncated(self) -> np.ndarray:
         """[examples] bool"""
+        return self._column("truncated")
 
     @property
     def num_files(self) -> int:
@@ -78,7 +97,7 @@ class TokenizedDataset:
         return np.concatenate(columns) if columns else np.zeros(0, np.int64)
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return int(self._starts[-1])
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Token ids [n] int64 and whether each is trained [n] bool."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -41,21 +41,28 @@ class Mixture:
     ) -> None:
         """`names`: label of each part. `selected`: indices of its examples that take part; None: all."""
         self._parts = parts
-        self._selected = [np.arange(len(part)) for part in parts] if selected is None else list(selected)
-        self.starts = np.cumsum([0, *map(len, self._selected)])
+        self._selected: Sequence[np.ndarray | None] = [None] * len(parts) if selected is None else selected
+        sizes = [len(part) if kept is None else len(kept) for part, kept in self._pairs()]
+        self.starts = np.cumsum([0, *sizes])
         """[parts + 1] int64: index of the first example of each part, and the end of the last"""
         self.names = list(dict.fromkeys(names))
         """the labels; parts of the same label are counted together"""
         number = np.array([self.names.index(name) for name in names], np.int32)
         self.sources = np.repeat(number, np.diff(self.starts))
         """[examples] int32 index into `names`"""
-        self.lengths = self._column("lengths")
-        """[examples] int64: tokens of each"""
-        self.trained_counts = self._column("trained_counts")
-        """[examples] int64: trained tokens of each"""
         self.formats = [part.format for part in parts]
         self.left_out = [entry for part in parts for entry in part.left_out] + list(left_out)
         """rows that are not used: source, row, why (bad | overlong | in validation), what, fix"""
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """[examples] int64: tokens of each"""
+        return self._column("lengths")
+
+    @cached_property
+    def trained_counts(self) -> np.ndarray:
+        """[examples] int64: trained tokens of each"""
+        return self._column("trained_counts")
 
     @cached_property
     def rows(self) -> np.ndarray:
@@ -66,8 +73,8 @@ class Mixture:
     def files(self) -> np.ndarray:
         """[examples] int64: a number for each file"""
         before = np.cumsum([0, *(part.num_files for part in self._parts)])
-        pairs = zip(self._parts, self._selected, before, strict=False)
-        return np.concatenate([part.files[indices] + first for part, indices, first in pairs])
+        columns = [part.files if kept is None else part.files[kept] for part, kept in self._pairs()]
+        return np.concatenate([column + first for column, first in zip(columns, before, strict=False)])
 
     @cached_property
     def contents(self) -> np.ndarray:
@@ -79,9 +86,12 @@ class Mixture:
         """[examples] bool"""
         return self._column("truncated").astype(np.bool_)
 
+    def _pairs(self) -> Iterator[tuple[TokenizedDataset, np.ndarray | None]]:
+        return zip(self._parts, self._selected, strict=True)
+
     def _column(self, name: str) -> np.ndarray:
-        pairs = zip(self._parts, self._selected, strict=True)
-        return np.concatenate([getattr(part, name)[indices] for part, indices in pairs])
+        columns = [getattr(part, name) if kept is None else getattr(part, name)[kept] for part, kept in self._pairs()]
+        return columns[0] if len(columns) == 1 else np.concatenate(columns)
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -100,7 +110,8 @@ class Mixture:
         if not 0 <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
         home = int(np.searchsorted(self.starts, index, side="right")) - 1
-        return self._parts[home], int(self._selected[home][index - int(self.starts[home])])
+        i, kept = index - int(self.starts[home]), self._selected[home]
+        return self._parts[home], i if kept is None else int(kept[i])
 
     @cached_property
     def summary(self) -> dict[str, Any]:
