@@ -1,6 +1,6 @@
 """How fast rows become tokens, against the tokenizer's own batched rate on the same texts, and in how much memory.
 
-    python scripts/bench/prepare_rows.py [--rows 1000000] [--model assets/models/SmolLM2-135M-Instruct]
+    python scripts/bench/prepare_rows.py [--rows 1000000] [--words 12] [--model assets/models/SmolLM2-135M-Instruct]
 
 Writes so many short chats, prepares them as `python -m tunecli.prepare` does, in a process of its own, and then has
 the bare tokenizer encode the rendered texts of the same rows, a thousand at a time, with its own threads. Peak memory
@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--model", default="assets/models/SmolLM2-135M-Instruct")
     parser.add_argument("--bare-rows", type=int, default=100_000, help="rows that the bare tokenizer encodes")
+    parser.add_argument("--words", type=int, default=12, help="most words of an answer")
     parser.add_argument("--job", choices=["prepare", "bare"], help=argparse.SUPPRESS)
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -42,8 +43,8 @@ def main() -> None:
 
 def report(args: argparse.Namespace, folder: Path) -> None:
     small, large = folder / "small.jsonl", folder / "large.jsonl"
-    write_rows(small, max(args.rows // 10, 1))
-    write_rows(large, args.rows)
+    write_rows(small, max(args.rows // 10, 1), args.words)
+    write_rows(large, args.rows, args.words)
     print(f"{args.rows:,} rows, {large.stat().st_size / 1e6:.0f} MB")
     tenth, whole = job("prepare", small, args), job("prepare", large, args)
     plain = job("bare", large, args)
@@ -55,11 +56,11 @@ def report(args: argparse.Namespace, folder: Path) -> None:
     print(f"prepared at {ratio:.2f} of the bare tokenizer's rate")
 
 
-def write_rows(file: Path, count: int) -> None:
-    draw = random.Random(0)
+def write_rows(file: Path, count: int, words: int) -> None:
+    draw, lengths = random.Random(0), ((5, 15), (words // 4, words))
     with file.open("w") as stream:
         for _ in range(count):
-            question, answer = (" ".join(draw.choices(WORDS, k=draw.randint(*k))) for k in ((5, 15), (3, 12)))
+            question, answer = (" ".join(draw.choices(WORDS, k=draw.randint(*k))) for k in lengths)
             turns = [{"role": "user", "content": question + "?"}, {"role": "assistant", "content": answer + "."}]
             stream.write(json.dumps({"messages": turns}) + "\n")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -235,3 +237,32 @@ def test_a_share_is_held_out_by_content(family):
     assert set(train.contents) <= set(more.contents)
     with pytest.raises(UserError, match="data.validation: a share of 1e-09 of 801 examples leaves none"):
         both(replace(data, validation="1e-9"), family("smollm2"))
+
+
+PREPARE = """
+import resource, sys
+from tunecli.config.data import DataConfig
+from tunecli.config.model import ModelConfig
+from tunecli.data.mixture import build
+from tunecli.data.tokens import Encoding
+from tunecli.models.load import load_tokenizer
+
+tokenizer = load_tokenizer(ModelConfig(path="builtin:tiny_llama"))
+train, _ = build(DataConfig(path=sys.argv[1], num_workers=1), tokenizer, Encoding(), show_progress=False)
+print(train.summary["tokens"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_data():
+    """Ten times the rows hold 95 MB more of tokens. A part of the file is mapped, which is memory only in name."""
+    used = {}
+    for rows in (3_000, 30_000):
+        lines = (json.dumps({"text": f"{i} " + "hello " * 150}) for i in range(rows))
+        Path("long.jsonl").write_text("\n".join(lines))
+        done = subprocess.run(
+            [sys.executable, "-c", PREPARE, "long.jsonl"], capture_output=True, text=True, check=True
+        )
+        tokens, used[rows] = map(int, done.stdout.split())
+        assert tokens > 700 * rows
+    assert (used[30_000] - used[3_000]) * 1024 < 95e6 / 2
