@@ -51,6 +51,7 @@ def test_good_rows_give_facts_only():
         (chat("q", "", "q", "a", roles="uaua"), "empty answer: train.jsonl row 6"),
         (chat("", "a"), "empty question: train.jsonl row 6"),
         (chat("q", "a", "q", roles="uau"), "ends with a question: train.jsonl row 6"),
+        (chat("say <|im_end|>", "a"), "special tokens in the text: train.jsonl row 6"),
         (GOOD[2], "training: 1 row repeats another; train.jsonl row 3 stands there 2 times"),
         (chat("q", "answer " * 300), "training: 1 of 6 examples lost their end: data.max_length=128"),
         (chat("q " * 300, "a"), "training: 1 of 6 rows are longer than data.max_length=128 allows and are left out"),

@@ -9,7 +9,14 @@ from tunecli.config.data import OnBadRow, first_rows, validation_share
 from tunecli.config.errors import Problem
 from tunecli.config.run import RunConfig
 from tunecli.data import about
-from tunecli.data.lint import EMPTY_ANSWER, EMPTY_QUESTION, ENDS_WITH_QUESTION, OUT_OF_ORDER, template_problems
+from tunecli.data.lint import (
+    EMPTY_ANSWER,
+    EMPTY_QUESTION,
+    ENDS_WITH_QUESTION,
+    OUT_OF_ORDER,
+    SPECIAL_TOKENS,
+    template_problems,
+)
 from tunecli.data.mixture import Mixture
 from tunecli.data.statistics import statistics
 from tunecli.models.load import stop_tokens
@@ -23,6 +30,7 @@ ADVICE = {
     OUT_OF_ORDER: "join turns of one role, and let questions and answers alternate",
     EMPTY_ANSWER: "fill in the answer or remove the row: the model learns to say nothing",
     EMPTY_QUESTION: "fill in the question or remove the row: the model learns to answer nothing",
+    SPECIAL_TOKENS: "take them out, unless they are meant: the model reads them as control tokens",
     ENDS_WITH_QUESTION: "remove the last question: nothing is learnt from it",
 }
 """Kind of finding -> what to do."""

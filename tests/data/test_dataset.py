@@ -188,8 +188,9 @@ def test_bad_rows_can_be_skipped(family):
 
 
 def test_what_has_no_usable_row_is_refused(family):
-    with pytest.raises(UserError, match="train.jsonl: holds no rows"):
-        prepare(write([]), family("smollm2"))
+    for format in ("messages", "auto"):
+        with pytest.raises(UserError, match="train.jsonl: holds no rows"):
+            prepare(replace(write([]), format=format), family("smollm2"))
     with pytest.raises(UserError, match="train.jsonl: none of its 2 rows can be used; row 1: "):
         prepare(replace(write([{"messages": []}] * 2), on_bad_row=OnBadRow.skip), family("smollm2"))
 
@@ -235,8 +236,10 @@ def test_a_share_is_held_out_by_content(family):
     assert not set(train.contents) & set(validation.contents)
     more, _ = both(replace(write([conversation("new", "row"), *rows]), validation="0.2"), family("smollm2"))
     assert set(train.contents) <= set(more.contents)
-    with pytest.raises(UserError, match="data.validation: a share of 1e-09 of 801 examples leaves none"):
-        both(replace(data, validation="1e-9"), family("smollm2"))
+    train, validation = both(replace(data, validation="1e-9"), family("smollm2"))
+    assert len(set(validation.contents)) == 1 and len(train) + len(validation) == 801
+    with pytest.raises(UserError, match="data.validation: a share of 0.5 leaves none of 3 examples for training"):
+        both(replace(write(ROWS[:1] * 3), validation="0.5"), family("smollm2"))
 
 
 PREPARE = """

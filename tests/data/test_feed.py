@@ -145,7 +145,9 @@ def test_bad_rows_of_a_stream_are_passed_over_and_reported(plain_tokenizer):
 def test_validation_rows_never_come_up_in_a_stream(plain_tokenizer):
     data = config(20)
     train, _ = build(data, plain_tokenizer, Encoding(), show_progress=False)
-    found = origins(streamed(data, plain_tokenizer, exclude=train.contents[:5]), 15)
+    told: list[dict] = []
+    found = origins(streamed(data, plain_tokenizer, exclude=train.contents[:5], report=told.extend), 15)
+    assert [(entry["row"], entry["why"]) for entry in told] == [(row, "in validation") for row in range(1, 6)]
     assert sorted(int(origin.rpartition(" ")[2]) for origin in found) == list(range(6, 21))
 
 

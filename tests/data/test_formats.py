@@ -354,3 +354,15 @@ def test_custom_function_that_fails_on_a_row(own_module, function, message):
 def test_custom_function_that_does_not_exist(own_module, name, message):
     with pytest.raises(UserError, match=f"^data.format: .*{message}"):
         choose_format(name.replace("OWN", own_module), {}, {"t": "q"})
+
+
+def test_names_in_capitals_are_found():
+    found = choose_format("auto", {}, {"Question ": "q", "Answer": "a", "Comment": "c"})
+    assert found.columns == {"instruction": "Question ", "output": "Answer"}
+    assert found({"Question ": "q", "Answer": "a", "Comment": "c"}) == Messages([QUESTION, ANSWER])
+    assert choose_format("auto", {}, {"TEXT": "t"}).columns == {"text": "TEXT"}
+
+
+def test_line_breaks_of_the_command_line_are_line_breaks():
+    format = choose_format("alpaca", {"instruction": "Say:\\n{q}", "output": "a"}, {"q": "q", "a": "a"})
+    assert format({"q": "q", "a": "a"}).messages[0]["content"] == "Say:\nq"

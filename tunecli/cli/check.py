@@ -44,21 +44,24 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(problems)
     for name, value in derived(composed.config).items():
         print(f"{name:<12}{value}")
-    if args.data is False or (args.data is None and not _is_here(composed.config)):
+    elsewhere = _on_the_hub(composed.config)
+    for path in elsewhere:
+        print(f"{path} is no file or folder here, so it is looked for on the Hugging Face Hub")
+    if args.data is False or (args.data is None and elsewhere):
         print("no problems found in the configuration; the rows were not read: tune check ... --data does")
         return 0
     _check_data(composed.config)
     return 0
 
 
-def _is_here(config: RunConfig) -> bool:
-    """Whether tokenizer and data can be read without the network."""
+def _on_the_hub(config: RunConfig) -> list[str]:
+    """Model and data that are not on this disk."""
     from tunecli.config.data import training_sources, validation_source
     from tunecli.config.data_files import is_local
 
     sources = [*training_sources(config.data), validation_source(config.data)]
     paths = [config.model.path, *(source.path for source in sources if source is not None)]
-    return all(path.startswith("builtin:") or is_local(path) for path in paths)
+    return [path for path in dict.fromkeys(paths) if not path.startswith("builtin:") and not is_local(path)]
 
 
 def _check_data(config: RunConfig) -> None:

@@ -20,7 +20,7 @@ from tunecli.config.composer import Composer, Layer, Selection
 from tunecli.config.errors import ConfigError, Problem
 from tunecli.config.nearest import did_you_mean
 from tunecli.config.overrides import check_values, sort_overrides
-from tunecli.config.paths import find_recipe
+from tunecli.config.paths import find_recipe, shipped_asset
 from tunecli.config.peft import PEFT_SCHEMAS
 from tunecli.config.run import RunConfig
 from tunecli.config.schema_check import (
@@ -199,4 +199,10 @@ def _no_such(key: str, value: Any, names: Iterable[str], file: YamlFile) -> Prob
 def _typed(config: DictConfig | ListConfig) -> RunConfig:
     result = OmegaConf.to_object(config)
     assert isinstance(result, RunConfig)
+    result.model.path = shipped_asset(result.model.path)
+    data = result.data
+    data.path = shipped_asset(data.path) if data.path is not None else None
+    data.validation = shipped_asset(data.validation) if data.validation is not None else None
+    for source in data.mix:
+        source.path = shipped_asset(source.path)
     return result

@@ -113,7 +113,9 @@ def _validation(data: DataConfig) -> Iterator[Problem]:
     share, name = validation_share(data), data.validation
     if name is None:
         return
-    if share is not None:
+    if not name.strip():
+        yield Problem("data.validation", "is empty", OTHER)
+    elif share is not None:
         if not 0 < share < 1:
             yield Problem("data.validation", f"is {name}", "a share between 0 and 1, a file, or split:NAME")
         elif data.streaming:

@@ -21,6 +21,12 @@ def recipe_root() -> Path:
     return _shipped("recipes")
 
 
+def shipped_asset(path: str) -> str:
+    """`assets/...` of the checkout that this package runs from, where the current folder has no such thing."""
+    beside = config_root().parent / path
+    return str(beside) if path.startswith("assets/") and not Path(path).exists() and beside.exists() else path
+
+
 def recipe_names() -> list[str]:
     return sorted(path.stem for path in recipe_root().glob("*.yaml"))
 

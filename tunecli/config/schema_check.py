@@ -95,6 +95,10 @@ def _wrong_type(key: str, message: str, where: str) -> Problem:
         names = [field.name for field in fields(SourceConfig)]
         fix = f"{did_you_mean(found[1], names)}an entry has {', '.join(names)}"
         return Problem(where, f"{key} has an entry with {found[1]!r}", fix)
+    if "is not a subclass of SourceConfig" in message:
+        return Problem(
+            where, f"{key} has an entry that is no mapping", f"{key}=[{{path: a.jsonl}}, {{path: b.jsonl}}]"
+        )
     return Problem(where, f"{key}: {message}", "`tune show` prints the values in use")
 
 

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tunecli.config.data import OnBadRow, SampleBy, SourceConfig
+from tunecli.config.errors import UserError
 from tunecli.config.paths import cache_dir
 from tunecli.data.encode import LISTED, Chunk, RowEncoder, encode, raise_bad_row
 from tunecli.data.formats import Format, choose_format
-from tunecli.data.rows import Row
+from tunecli.data.rows import BadRow, Row
 from tunecli.data.source import file_names, fingerprint, read_rows
 from tunecli.data.templates import TEMPLATE_DATE
 from tunecli.data.tokens import Encoding
@@ -156,10 +157,17 @@ def tokenized(
 def format_of(source: SourceConfig, sample_by: SampleBy, *, streaming: bool = False) -> Format:
     """The format of a source, told from the columns of its first rows where it is `auto`."""
     seen: dict[str, Any] = {}
+    bad: list[BadRow] = []
     for row in islice(read_rows(source, sample_by, streaming=streaming), LOOKED_AT):
         if isinstance(row, Row):
             seen |= {name: value for name, value in row.values.items() if seen.get(name) is None}
-    return choose_format(source.format, source.columns, seen)
+        else:
+            bad.append(row)
+    if seen or source.format != "auto":
+        return choose_format(source.format, source.columns, seen)
+    if bad:
+        raise UserError(bad[0].what, where=bad[0].where, fix=bad[0].fix)
+    raise UserError("holds no rows", where=source.path, fix="check the file, and data.max_samples")
 
 
 def _key(

@@ -104,6 +104,7 @@ class RowEncoder:
             else:
                 used.append((row, example, result))
         chunk = _flat(used)
+        chunk.found = _findings(used, self.tokenizer.all_special_tokens)
         chunk.num_rows = len(rows)
         chunk.left_out = [
             {"source": row.source, "row": row.number, "why": why, "what": row.what, "fix": row.fix}
@@ -201,14 +202,15 @@ def _flat(used: list[tuple[Row, Example, list[Tokens]]]) -> Chunk:
         num_rows=0,
         split_rows=sum(len(group) > 1 for _, _, group in used),
         left_out=[],
-        found=_findings(used),
     )
 
 
-def _findings(used: list[tuple[Row, Example, list[Tokens]]]) -> dict[str, tuple[int, list[str]]]:
+def _findings(
+    used: list[tuple[Row, Example, list[Tokens]]], special_tokens: list[str]
+) -> dict[str, tuple[int, list[str]]]:
     found: dict[str, tuple[int, list[str]]] = {}
     for row, example, _ in used:
-        for kind in findings(example):
+        for kind in findings(example, special_tokens):
             count, places = found.get(kind, (0, []))
             found[kind] = (count + 1, [*places, row.where][:LISTED])
     return found

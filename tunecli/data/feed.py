@@ -19,7 +19,7 @@ from tunecli.config.errors import UserError
 from tunecli.data.batching import Examples
 from tunecli.data.dataset import format_of, trained_mask
 from tunecli.data.encode import CHUNK_ROWS, Chunk, RowEncoder, raise_bad_row
-from tunecli.data.mixture import Mixture, labels, shares
+from tunecli.data.mixture import Mixture, in_validation, labels, shares
 from tunecli.data.order import SourceSlots, epoch_order, examples_between
 from tunecli.data.rows import BadRow, Row
 from tunecli.data.source import read_rows
@@ -156,7 +156,8 @@ class SourceStream:
         if self._load():
             return
         if not self._fruitful:
-            raise UserError("holds no row that can be used", where=self.path, fix="see what `tune check` says of it")
+            what = "holds no row that can be used and is no validation row"
+            raise UserError(what, where=self.path, fix="see left_out.jsonl in the run directory, and `tune check`")
         self.epoch, self.block, self._fruitful = self.epoch + 1, 0, False
         self._rows = self.read()
         self._load()
@@ -171,18 +172,27 @@ class SourceStream:
             chunk = self.encode(rows)
             self._examples += _examples(chunk, self.exclude)
             if self.used == 0:
-                self.report(chunk.left_out)
+                self.report(chunk.left_out + _held_out(chunk, self.exclude))
         self._fruitful = self._fruitful or bool(self._examples)
         place = {"seed": self.seed, "epoch": self.epoch, "block": self.block, "source": self.source}
         self._order = epoch_order(len(self._examples), **place)
         return any_rows
 
 
+def _held_out(chunk: Chunk, exclude: np.ndarray) -> list[dict[str, Any]]:
+    both = np.flatnonzero(np.isin(chunk.contents, exclude))
+    return [in_validation(place) for place in dict.fromkeys(_origin(chunk, int(i)) for i in both)]
+
+
+def _origin(chunk: Chunk, i: int) -> str:
+    return f"{chunk.names[chunk.files[i]]} row {chunk.rows[i]}"
+
+
 def _examples(chunk: Chunk, exclude: np.ndarray) -> Iterator[TokenizedRow]:
     ids = np.split(chunk.ids, np.cumsum(chunk.lengths)[:-1])
     spans = np.split(chunk.spans, np.cumsum(2 * chunk.span_counts)[:-1])
     for i in np.flatnonzero(~np.isin(chunk.contents, exclude)):
-        yield ids[i], spans[i], f"{chunk.names[chunk.files[i]]} row {chunk.rows[i]}"
+        yield ids[i], spans[i], _origin(chunk, int(i))
 
 
 @dataclass(slots=True)

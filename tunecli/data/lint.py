@@ -18,18 +18,24 @@ OUT_OF_ORDER = "roles out of order"
 EMPTY_ANSWER = "empty answer"
 EMPTY_QUESTION = "empty question"
 ENDS_WITH_QUESTION = "ends with a question"
+SPECIAL_TOKENS = "special tokens in the text"
 
 ANSWER = "TUNECLI-ANSWER"
 
 
-def findings(example: Example) -> list[str]:
-    """Kinds of findings, each at most once."""
+def findings(example: Example, special_tokens: Collection[str] = ()) -> list[str]:
+    """Kinds of findings, each at most once. `special_tokens`: texts that the tokenizer turns into control tokens."""
     if isinstance(example, Messages):
-        return _conversation(example.messages)
-    if isinstance(example, PromptCompletion):
+        texts = [message.get("content") or "" for message in example.messages]
+        found = _conversation(example.messages)
+    elif isinstance(example, PromptCompletion):
+        texts = [example.prompt, example.completion]
         blank = {EMPTY_QUESTION: example.prompt, EMPTY_ANSWER: example.completion}
-        return [kind for kind, text in blank.items() if not text.strip()]
-    return []
+        found = [kind for kind, text in blank.items() if not text.strip()]
+    else:
+        texts, found = [example.text], []
+    whole = "\n".join(texts)
+    return [*found, SPECIAL_TOKENS] if any(token in whole for token in special_tokens) else found
 
 
 def _conversation(messages: list[dict[str, Any]]) -> list[str]:

@@ -221,14 +221,17 @@ def is_held_out(contents: np.ndarray, share: float) -> np.ndarray:
 def _split(parts: list[TokenizedDataset], names: list[str], share: float) -> tuple[Mixture, Mixture]:
     """By content, so that equal rows fall on the same side whatever their source, and more rows move none."""
     held = [is_held_out(part.contents, share) for part in parts]
+    if not any(mask.any() for mask in held):
+        # Few rows, none of which fell below the share: the one that came nearest.
+        lowest = min(int(part.contents.view(np.uint64).min()) for part in parts)
+        held = [part.contents.view(np.uint64) == lowest for part in parts]
     train = Mixture(parts, names, [np.flatnonzero(~mask) for mask in held])
     validation = Mixture(parts, names, [np.flatnonzero(mask) for mask in held])
-    if not len(train) or not len(validation):
-        side = "training" if not len(train) else "validation"
+    if not len(train):
         raise UserError(
-            f"a share of {share:g} of {sum(map(len, parts))} examples leaves none for {side}",
+            f"a share of {share:g} leaves none of {len(validation)} examples for training: too few, or all equal",
             where="data.validation",
-            fix="choose another share, or name a second file",
+            fix="a smaller share, a second file, or data.validation=null",
         )
     return train, validation
 
@@ -240,7 +243,7 @@ def _without(parts: list[TokenizedDataset], names: list[str], contents: np.ndarr
         both = np.isin(part.contents, contents)
         kept.append(np.flatnonzero(~both))
         places = dict.fromkeys(part.origin(int(i)) for i in np.flatnonzero(both))
-        left_out += [_in_validation(place) for place in places]
+        left_out += [in_validation(place) for place in places]
     train = Mixture(parts, names, kept, left_out)
     if not len(train):
         raise UserError(
@@ -251,7 +254,8 @@ def _without(parts: list[TokenizedDataset], names: list[str], contents: np.ndarr
     return train
 
 
-def _in_validation(origin: str) -> dict[str, Any]:
+def in_validation(origin: str) -> dict[str, Any]:
+    """The entry in the list of rows that are left out."""
     source, _, row = origin.rpartition(" row ")
     return {
         "source": source,

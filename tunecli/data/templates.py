@@ -122,6 +122,11 @@ class ChatTemplate:
 
 
 def _refused(error: Exception) -> Unusable:
+    if "has no attribute 'content'" in str(error):
+        return Unusable(
+            "the chat template refuses messages without content, such as calls of tools",
+            "choose a template that knows tool calls with data.chat_template=FILE.jinja, or remove the row",
+        )
     return Unusable(
         f"the chat template refuses this conversation: {error or type(error).__name__}",
         "change the roles or their order in this row, or choose another template with data.chat_template",

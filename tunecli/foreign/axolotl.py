@@ -292,7 +292,7 @@ def _chat(settings: Settings, draft: Draft, entries: list[dict[str, Any]]) -> No
         draft.notes.append(
             "types with Alpaca's prompt and others: all rows are written by the one chat template here"
         )
-    elif {source.format for source in draft.sources} & {"messages", "sharegpt", "auto"}:
+    if prompts != {True} and {source.format for source in draft.sources} & {"messages", "sharegpt", "auto"}:
         _template(draft, jinja or next(iter(files), None), name or next(iter(named), "tokenizer_default"))
     if prompt := settings.text("default_system_message"):
         draft.set("data.system", "add")

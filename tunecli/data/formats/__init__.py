@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tunecli.config.data_checks import FORMATS as READS
 from tunecli.config.errors import UserError
 from tunecli.config.nearest import did_you_mean
 from tunecli.data.examples import Example, Unusable
@@ -75,7 +76,7 @@ def choose_format(name: str, columns: dict[str, str], first: dict[str, Any]) -> 
 
 
 def _detected(columns: dict[str, str], first: dict[str, Any]) -> Format:
-    found = candidates(first, columns)
+    found = candidates(first, columns) or _whatever_the_case(first, columns)
     if len(found) == 1:
         name, renamed = found[0]
         return Format(name, {**_resolved(renamed, columns), **columns}, detected=True)
@@ -91,6 +92,23 @@ def _detected(columns: dict[str, str], first: dict[str, Any]) -> Format:
         fix="say which columns hold question and answer: data.format=alpaca data.columns.instruction=COLUMN "
         "data.columns.output=COLUMN; or map data.columns.messages or data.columns.text",
     )
+
+
+def _whatever_the_case(first: dict[str, Any], columns: dict[str, str]) -> list[tuple[str, dict[str, str]]]:
+    """The same for names in capitals and with blanks around them, as people write them in spreadsheets."""
+    own = {name.strip().lower(): name for name in first}
+    found = candidates({plain: first[name] for plain, name in own.items()}, columns)
+    return [
+        (
+            name,
+            {
+                column: own[renamed.get(column, column)]
+                for column in READS[name]
+                if renamed.get(column, column) in own
+            },
+        )
+        for name, renamed in found
+    ]
 
 
 def _resolved(renamed: dict[str, str], columns: dict[str, str]) -> dict[str, str]:

@@ -42,7 +42,9 @@ def _filled(values: dict[str, Any], name: str, source: str) -> Any:
         raise Unusable(*no_column(values, name, absent))
     if source in values:
         return values[source]
-    return BRACES.sub(lambda found: _piece(values, name, found), source)
+    # The command line's grammar leaves \\n as two characters.
+    text = source.replace("\\n", "\n").replace("\\t", "\t")
+    return BRACES.sub(lambda found: _piece(values, name, found), text)
 
 
 def _piece(values: dict[str, Any], name: str, found: re.Match[str]) -> str:
