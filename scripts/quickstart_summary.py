@@ -1,4 +1,4 @@
-"""Last words of the quick start: what the run achieved, where it lies and what to do next."""
+"""Last words of the quick start: what the model says now, where the run lies and what to do next."""
 
 from __future__ import annotations
 
@@ -6,35 +6,41 @@ import json
 import sys
 from pathlib import Path
 
+SHOWN = 3
+
 NEXT = """
 Next:
   source .venv/bin/activate
-  tune ls                                 all recipes
-  tune show recipe=sft_lora_smollm2       every setting of this one
-  tune resume {run} train.max_steps=100
-                                          go on from the last checkpoint
-In Python:
-  import tunecli
-  model, tokenizer = tunecli.load("{run}")
-Your own data: first look, then run
-  tune preview my.jsonl
+  tune chat {run}
+                                     talk to it; /base and /compare show the difference
+  tune merge {run}
+                                     plain weights, for any other tool
+  tune preview my.jsonl              your own data, as a model sees them
   tune run recipe=sft_lora_smollm2 data=file data.path=my.jsonl
+  tune ls                            all recipes
+The report with curves and answers: {report}
 """
 
 
-def validation_losses(metrics: Path) -> list[tuple[int, float]]:
-    """(step, loss) of each evaluation of a run."""
-    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    return [(line["step"], line["eval/loss"]) for line in lines if "eval/loss" in line]
+def answers(run: Path) -> list[tuple[dict[str, str], dict[str, str]]]:
+    """The same questions with their answers at the first and at the last evaluation."""
+    lines = (run / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    samples = [json.loads(line) for line in lines]
+    last = max(sample["step"] for sample in samples)
+    first_answers = [sample for sample in samples if sample["step"] == 0]
+    last_answers = [sample for sample in samples if sample["step"] == last]
+    return list(zip(first_answers, last_answers, strict=True))
 
 
 def main() -> None:
     run = Path(sys.argv[1])
-    losses = validation_losses(run / "metrics.jsonl")
-    (first, before), (last, after) = losses[0], losses[-1]
-    print(f"\nValidation loss: {before:.3f} at step {first}, {after:.3f} at step {last}")
-    print(f"Run directory:   {run.resolve()}")
-    print(NEXT.format(run=run))
+    print("\nHeld-out reviews, before and after:")
+    for before, after in answers(run)[:SHOWN]:
+        review = before["prompt"].split("\n\n")[-1].split("<|im_end|>")[0]
+        print(f"\n  {' '.join(review.split())[:110]}")
+        print(f"    before: {' '.join(before['answer'].split())}")
+        print(f"    after:  {' '.join(after['answer'].split())}    (people: {after['expected']})")
+    print(NEXT.format(run=run, report=(run / "report.html").resolve()))
 
 
 if __name__ == "__main__":

@@ -18,13 +18,17 @@ ROWS: dict[str, set[str]] = {
     "models": {"config", "ops", "engine"},
     "data": {"config", "ops", "engine"},
     "peft_methods": {"config", "ops", "engine", "models", "data"},
-    "stages": {"config", "ops", "engine", "models", "data", "peft_methods"},
-    "report": {"config", "ops", "engine", "models", "data", "peft_methods", "stages"},
-    "run": {"config", "ops", "engine", "models", "data", "peft_methods", "stages", "report"},
+    "evaluation": {"config", "ops", "engine", "models", "data", "peft_methods"},
+    "stages": {"config", "ops", "engine", "models", "data", "peft_methods", "evaluation"},
+    "report": {"config", "ops", "engine", "models", "data", "peft_methods", "evaluation", "stages"},
+    "run": {"config", "ops", "engine", "models", "data", "peft_methods", "evaluation", "stages", "report"},
     "prepare": {"config", "engine", "run"},
     "lint": {"config", "data", "models", "run"},
     "worker": {"config", "engine", "run"},
-    "preview": {"config", "data", "run"},
+    "preview": {"config", "engine", "data", "report", "run"},
+    "chat": {"config", "engine", "models", "data", "peft_methods", "run"},
+    "merge": {"config", "engine", "models", "data", "report", "run"},
+    "push": {"config", "engine", "report"},
     "launch": {"config"},
     "foreign": {"config"},
     "cli": {"config"},
@@ -33,7 +37,9 @@ ROWS: dict[str, set[str]] = {
 }
 """Part of the package -> the parts that it may import. "" is `tunecli/__init__.py`."""
 
-INSIDE_FUNCTIONS: dict[str, set[str]] = {"cli": {"", "engine", "launch", "lint", "preview", "foreign"}}
+INSIDE_FUNCTIONS: dict[str, set[str]] = {
+    "cli": {"", "chat", "engine", "launch", "lint", "merge", "preview", "push", "report", "foreign"}
+}
 """More of them, for imports that run only when a function is called."""
 
 CONFIG_LIBRARIES = {"yaml", "omegaconf", "hydra"}

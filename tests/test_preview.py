@@ -27,8 +27,9 @@ from tunecli.config.compose import compose_run
 from tunecli.config.data import OnBadRow
 from tunecli.config.errors import UserError
 from tunecli.config.run import RunConfig
+from tunecli.engine.text import visible
 from tunecli.preview import Preview, as_json, preview
-from tunecli.preview.examples import Gap, Piece, Wanted, choose, decode, read, shortened, visible
+from tunecli.preview.examples import Gap, Piece, Wanted, choose, decode, read, shortened
 from tunecli.preview.languages import languages
 from tunecli.preview.page import write_page
 from tunecli.preview.terminal import bar, show

@@ -6,6 +6,7 @@ replaces this process; several are started by `accelerate launch`.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -14,11 +15,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tunecli.config.change import override_config
 from tunecli.config.checks import find_problems
@@ -26,6 +28,7 @@ from tunecli.config.compose import compose_run, load_config
 from tunecli.config.data_files import exists, is_glob
 from tunecli.config.errors import ConfigError, Problem, UserError
 from tunecli.config.launch import Strategy
+from tunecli.config.origins import find_origins
 from tunecli.config.paths import display
 from tunecli.config.run import RunConfig, to_yaml
 from tunecli.config.run_lock import lock_run
@@ -56,8 +59,8 @@ class Plan:
     """name in the run directory -> content"""
 
 
-def run(recipe: str, overrides: list[str], dry_run: bool = False) -> int:
-    """Start a new run of `recipe`. Returns its exit status; with one process it does not return.
+def run(recipe: str, overrides: list[str], dry_run: bool = False, detach: bool = False) -> int:
+    """Start a new run of `recipe`. Returns its exit status; with one process it does not return, unless detached.
 
     Raises:
         ConfigError: all problems of the configuration at once, before anything is written.
@@ -73,6 +76,7 @@ def run(recipe: str, overrides: list[str], dry_run: bool = False) -> int:
     if dry_run:
         _print_plan(plan)
         return 0
+    plan.files["origins.json"] = json.dumps(find_origins(composed), indent=2)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -82,10 +86,10 @@ def run(recipe: str, overrides: list[str], dry_run: bool = False) -> int:
     for name, content in plan.files.items():
         (run_dir / name).write_text(content, encoding="utf-8")
     print(f"run directory: {display(run_dir)}", flush=True)
-    return _start(plan)
+    return _detach(plan) if detach else _start(plan)
 
 
-def resume(run_dir: Path, overrides: list[str]) -> int:
+def resume(run_dir: Path, overrides: list[str], detach: bool = False) -> int:
     """Go on from the newest complete checkpoint of `run_dir` (from the start if there is none yet).
 
     Overrides become part of the run's configuration (`train.max_steps=200` trains further).
@@ -118,7 +122,38 @@ def resume(run_dir: Path, overrides: list[str]) -> int:
     if overrides:
         with (run_dir / "overrides.txt").open("a", encoding="utf-8") as file:
             file.write("".join(f"{override}\n" for override in ["# resumed with:", *overrides]))
-    return _start(plan)
+    return _detach(plan) if detach else _start(plan)
+
+
+def stop(run_dir: Path) -> int:
+    """Ask a run to save and end, and wait until it has.
+
+    Raises:
+        UserError: no process of it runs on this machine.
+    """
+    workers = _workers(run_dir)
+    if not workers:
+        raise UserError(
+            f"no process of this machine works on {run_dir}", fix=f"tune logs {run_dir} says how it ended"
+        )
+    for worker in workers:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGTERM)
+    print("stopping after this step ...", flush=True)
+    while processes(run_dir):
+        time.sleep(0.2)
+    finished = _status(run_dir).get("state") == "finished"
+    print("it came to its end by itself" if finished else f"stopped; go on with: tune resume {run_dir}")
+    return 0
+
+
+def processes(run_dir: Path) -> list[Any]:
+    """The psutil processes on this machine that prepare or train the run, or supervise that."""
+    import psutil
+
+    named = str(run_dir.resolve())
+    running = psutil.process_iter(["cmdline"])
+    return [process for process in running if _works_on(process.info["cmdline"] or [], named)]
 
 
 def machine_problems(config: RunConfig) -> list[Problem]:
@@ -207,6 +242,7 @@ def _print_plan(plan: Plan) -> None:
 
 def _start(plan: Plan) -> int:
     *before, last = plan.commands
+    (plan.run_dir / "status.json").unlink(missing_ok=True)
     for command in before:
         if status := subprocess.run(command, check=False).returncode:
             return status
@@ -216,12 +252,26 @@ def _start(plan: Plan) -> int:
     return _supervise(last, plan.run_dir)
 
 
+def _detach(plan: Plan) -> int:
+    """Start the run in a session of its own, so that it outlives this terminal; it prints into console.txt."""
+    sys.stdout.flush()
+    if process := os.fork():
+        where = display(plan.run_dir)
+        print(f"detached as process {process}\n  follow it: tune logs -f {where}\n  end it:    tune stop {where}")
+        return 0
+    os.setsid()
+    with open(os.devnull, "rb") as nothing, (plan.run_dir / "console.txt").open("ab") as console:
+        os.dup2(nothing.fileno(), 0)
+        os.dup2(console.fileno(), 1)
+        os.dup2(console.fileno(), 2)
+    sys.exit(_start(plan))
+
+
 def _supervise(command: list[str], run_dir: Path) -> int:
     """Run `accelerate launch` in a session of its own, and pass one SIGTERM on to the ranks themselves.
 
     The elastic agent between us would kill the ranks 30 seconds after a signal, in the middle of a checkpoint.
     """
-    (run_dir / "status.json").unlink(missing_ok=True)
     process = subprocess.Popen(command, start_new_session=True, preexec_fn=_end_with_parent)
     asked: list[int] = []
 
@@ -265,6 +315,17 @@ def _worker_pids(agent: int) -> list[int]:
 
 def _is_rank(command: list[str]) -> bool:
     return "tunecli.worker" in command
+
+
+def _workers(run_dir: Path) -> list[int]:
+    """Without the elastic agent, which would kill its ranks in the middle of a checkpoint."""
+    return [
+        process.pid for process in processes(run_dir) if "accelerate.commands.launch" not in process.info["cmdline"]
+    ]
+
+
+def _works_on(command: list[str], run_dir: str) -> bool:
+    return command[-3:] in (["-m", "tunecli.worker", run_dir], ["-m", "tunecli.prepare", run_dir])
 
 
 def _status(run_dir: Path) -> dict[str, object]:

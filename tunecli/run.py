@@ -11,24 +11,29 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
-from tunecli.config.data import Overlap
+from tunecli.config.data import Overlap, validation_share
+from tunecli.config.errors import UserError
 from tunecli.config.launch import Strategy
 from tunecli.config.paths import display as typed
-from tunecli.config.run import RunConfig, micro_batch_tokens
+from tunecli.config.run import RunConfig, micro_batch_tokens, to_yaml
 from tunecli.config.run_lock import lock_run
 from tunecli.config.train import Precision
 from tunecli.data import about
 from tunecli.data.batching import Batching
+from tunecli.data.examples import Unusable
 from tunecli.data.feed import Feed, Shuffled, stream
 from tunecli.data.left_out import LeftOut
 from tunecli.data.mixture import Mixture, build, shares
+from tunecli.data.prompts import RAW_FORMATS, chat_prompt, raw_prompt
 from tunecli.data.tokens import Encoding
 from tunecli.engine.checkpoint import (
     Checkpoint,
     complete_checkpoints,
+    restore_best,
     restore_optimizer,
     restore_parameters,
     write_atomically,
@@ -42,11 +47,15 @@ from tunecli.engine.precision import DTYPES, MIXED_PRECISION, resolve_precision
 from tunecli.engine.recorder import Recorder
 from tunecli.engine.signals import StopSignal
 from tunecli.engine.stage import Stage
+from tunecli.engine.trackers import Trackers
+from tunecli.evaluation.evaluator import Evaluator
 from tunecli.models.load import load_model, load_tokenizer, num_parameters, resolve_path, weight_dtype
 from tunecli.models.policy import ONEDNN_MULTIPLE, Policy
 from tunecli.models.self_test import choose_policy
 from tunecli.peft_methods.composition import inject, leave_casts_to_autocast, save_adapters
 from tunecli.report.card import write_card
+from tunecli.report.gain import as_lines, gains
+from tunecli.report.page import write_report
 from tunecli.stages import STAGES
 
 
@@ -92,7 +101,8 @@ def main(config: RunConfig, run_dir: Path) -> int:
     if checkpoint and accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(checkpoint.state()["scaler"])
 
-    recorder = Recorder(run_dir, display, num_steps=num_steps)
+    trackers = Trackers(config.train.trackers, run_dir, yaml.safe_load(to_yaml(config)), display, step=progress.step)
+    recorder = Recorder(run_dir, display, num_steps=num_steps, trackers=trackers)
     recorder.forget_after(progress.step)
     if accelerator.is_main_process:
         _write_environment(run_dir, data)
@@ -117,8 +127,16 @@ def main(config: RunConfig, run_dir: Path) -> int:
     )
     exit_status = 0 if finished else 128 + (stop.number or 15)
     if accelerator.is_main_process and finished:
+        if config.train.keep_best and progress.best_step not in (0, progress.step):
+            restore_best(run_dir / "best", policy, progress.best_step)
+            display.note(
+                f"the result is the model after step {progress.best_step}, the best by {config.train.best_metric}"
+            )
         save_result(config, policy, data, run_dir)
     recorder.status("finished" if finished else "interrupted", step=progress.step, exit_status=exit_status)
+    trackers.finish()
+    if accelerator.is_main_process:
+        _write_report(run_dir, display)
     _say_goodbye(display, run_dir, finished=finished, step=progress.step, num_steps=num_steps)
     accelerator.end_training()
     if lock is not None:
@@ -193,14 +211,31 @@ def build_stage(
         packed=policy.packed,
         pad_token_id=data.tokenizer.pad_token_id or 0,
     )
+    evaluator = Evaluator(
+        config.evaluation, data.tokenizer, data.validation, prompt_ids(config, data), batching, accelerator
+    )
     return STAGES[config.stage.name](
         feed=feed,
         validation=data.validation,
+        evaluator=evaluator,
         batching=batching,
         accelerator=accelerator,
         global_batch_size=train.global_batch_size,
         num_examples=num_examples,
     )
+
+
+def prompt_ids(config: RunConfig, data: Data) -> list[list[int]]:
+    """`evaluation.prompts` as the model is asked: through the chat template, where training goes through it."""
+    known = data.train or data.validation
+    formats = [format.name for format in known.formats] if known is not None else [config.data.format]
+    if all(name in RAW_FORMATS for name in formats):
+        return [raw_prompt(text, data.tokenizer) for text in config.evaluation.prompts]
+    chats = [[{"role": "user", "content": text}] for text in config.evaluation.prompts]
+    try:
+        return [chat_prompt(chat, data.tokenizer, encoding_of(config)) for chat in chats]
+    except Unusable as error:
+        raise UserError(error.what, where="evaluation.prompts", fix=error.fix) from error
 
 
 def save_result(config: RunConfig, policy: Policy, data: Data, run_dir: Path) -> None:
@@ -257,7 +292,9 @@ def _announce(
     display.note(f"trains {trained:,} of {total:,} parameters ({trained / total:.2%}), {precision}")
     for line in about.facts(config.data, data.train, data.validation):
         display.note(line)
-    for examples in (data.train, data.validation):
+    # With a share held out both sides are read from the same rows, and lost the same.
+    both = (data.train, data.validation if validation_share(config.data) is None else None)
+    for examples in both:
         if examples is not None:
             for line, _ in about.losses(config.data, examples):
                 display.note(line, style="yellow")
@@ -280,8 +317,18 @@ def _last_results(run_dir: Path) -> dict[str, float]:
     return results
 
 
+def _write_report(run_dir: Path, display: Display) -> None:
+    """A page that cannot be written is no reason to call a run failed."""
+    try:
+        write_report(run_dir)
+    except UserError as error:
+        display.note(str(error), style="yellow")
+
+
 def _say_goodbye(display: Display, run_dir: Path, *, finished: bool, step: int, num_steps: int) -> None:
     if finished:
+        for line in as_lines(gains(run_dir)) if display.enabled else ():
+            display.note(line)
         display.note(f"done: {typed(run_dir)}", style="bold green")
     else:
         display.note(f"stopped after step {step} of {num_steps}, checkpoint saved", style="yellow")

@@ -76,12 +76,12 @@ def test_without_a_recipe_the_message_says_what_to_type(verb: str, capsys: pytes
 def test_run_and_resume_hand_over_to_the_launcher(monkeypatch: pytest.MonkeyPatch):
     calls: list[object] = []
     monkeypatch.setattr(launch, "run", lambda *args, **kwargs: calls.append((args, kwargs)) or 7)
-    monkeypatch.setattr(launch, "resume", lambda *args: calls.append(args) or 8)
+    monkeypatch.setattr(launch, "resume", lambda *args, **kwargs: calls.append((args, kwargs)) or 8)
     assert main(["run", "seed=1", "recipe=x", "--dry-run", "+peft@peft.second=lora"]) == 7
-    assert main(["resume", "out/x", "train.max_steps=9"]) == 8
+    assert main(["resume", "out/x", "train.max_steps=9", "--detach"]) == 8
     assert calls == [
-        (("x", ["seed=1", "+peft@peft.second=lora"]), {"dry_run": True}),
-        (Path("out/x"), ["train.max_steps=9"]),
+        (("x", ["seed=1", "+peft@peft.second=lora"]), {"dry_run": True, "detach": False}),
+        ((Path("out/x"), ["train.max_steps=9"]), {"detach": True}),
     ]
 
 

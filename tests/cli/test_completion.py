@@ -25,7 +25,7 @@ from tunecli.config.paths import recipe_names
 @pytest.mark.parametrize(
     ("words", "offered"),
     [
-        (["re"], ["resume"]),
+        (["re"], ["resume", "report"]),
         (["run", "rec"], ["recipe="]),
         (["run", "recipe=smoke_q"], ["recipe=smoke_qlora"]),
         (["run", "recipe=x", "rec"], []),

@@ -32,7 +32,7 @@ MISTAKES = {
     ("model.device_map=auto", "launch=cpu"): ("model.device_map", "model.device_map=null"),
     ("train.precision=fp16", "launch=cpu"): ("train.precision", "train.precision=auto"),
     ("train.warmup_steps=10",): ("train.warmup_steps", "train.warmup_steps=1"),
-    ("data.validation=null",): ("train.eval_every", "train.eval_every=null"),
+    ("data.validation=null",): ("train.eval_every", "data.validation=0.05"),
     ("train.global_batch_size=1", "launch=cpu_2"): ("train.global_batch_size", "train.global_batch_size=2"),
     ("peft.lora.target_modules=[]",): ("peft.lora.target_modules", "[all-linear]"),
     ("peft.lora.target_modules=[all-linear,q_proj]",): ("peft.lora.target_modules", "[all-linear]"),
@@ -112,6 +112,8 @@ def test_a_directory_that_holds_a_run_is_not_taken_over(tmp_path: Path):
     word = f"output_dir={tmp_path}"
     assert problems_of(word, new_run=True) == []
     (tmp_path / "config.yaml").write_text("seed: 0\n")
+    assert problems_of(word, new_run=True) == []  # it failed before it trained
+    (tmp_path / "metrics.jsonl").touch()
     (problem,) = problems_of(word, new_run=True)
     assert problem.where == "output_dir" and f"tune resume {tmp_path}" in problem.fix
     assert problems_of(word) == []

@@ -103,3 +103,27 @@ def test_a_wrong_key_of_an_entry_is_named():
 
     with pytest.raises(ConfigError, match="data.mix has an entry with 'wieght'\n.*did you mean weight"):
         compose_run("smoke_sft_lora", ["data=mix", "data.mix=[{path:a.jsonl,wieght:2}]"])
+
+
+@pytest.mark.parametrize(
+    ("words", "where", "what"),
+    [
+        (["data.validation=null", "evaluation.exact_match=3"], "evaluation.exact_match", "no validation data"),
+        (["data.validation=null", "evaluation.choices=[a,b]"], "evaluation.choices", "no validation data"),
+        (["evaluation.choices=[a]"], "evaluation.choices", "are ['a']"),
+        (["evaluation.choices=[a,a]"], "evaluation.choices", "are ['a', 'a']"),
+        (["evaluation.temperature=1"], "evaluation.temperature", "no prompts"),
+        (["evaluation.exact_match=-1"], "evaluation.exact_match", "is -1"),
+        (["train.eval_every=null", "train.keep_best=true"], "train.keep_best", "evaluations to go by"),
+        (["train.eval_every=null", "train.early_stopping=1"], "train.early_stopping", "evaluations to go by"),
+        (["train.best_metric=los"], "train.best_metric", "no metric of an evaluation"),
+        (["train.max_minutes=0"], "train.max_minutes", "is 0"),
+    ],
+)
+def test_evaluations_that_cannot_be_made_are_refused(words: list[str], where: str, what: str):
+    (problem,) = [problem for problem in problems_of(*words) if problem.where == where]
+    assert what in problem.what
+
+
+def test_prompts_need_no_validation_data():
+    assert problems_of("data.validation=null", "evaluation.prompts=[hi]") == []

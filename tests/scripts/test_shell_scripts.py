@@ -52,16 +52,13 @@ def test_setup_names_what_is_missing_and_the_fix(tmp_path, interpreter, message)
     assert "No module named" not in done.stderr
 
 
-def test_the_quick_start_ends_with_the_loss_before_and_after(tmp_path):
-    lines = [
-        {"step": 1, "loss": 3.0},
-        {"step": 10, "eval/loss": 2.5},
-        {"step": 20, "loss": 1.0},
-        {"step": 20, "eval/loss": 1.25},
-    ]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+def test_the_quick_start_ends_with_answers_before_and_after(tmp_path):
+    question = "<|im_start|>user\nPositive or negative?\n\nA gem.<|im_end|>\n<|im_start|>assistant\n"
+    said = [(0, "It is a"), (30, "negative"), (60, "positive")]
+    lines = [{"step": step, "prompt": question, "answer": text, "expected": "positive"} for step, text in said]
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     done = subprocess.run(
         [sys.executable, SCRIPTS / "quickstart_summary.py", tmp_path], capture_output=True, text=True, check=True
     )
-    assert "Validation loss: 2.500 at step 10, 1.250 at step 20" in done.stdout
-    assert str(tmp_path) in done.stdout
+    assert "A gem.\n    before: It is a\n    after:  positive    (people: positive)" in done.stdout
+    assert f"tune chat {tmp_path}" in done.stdout

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import pytest
 import torch
 from tiny import RandomExamples, batching, causal_lm
 from torch.testing import assert_close
@@ -11,7 +14,7 @@ from tunecli.config.paths import option_names
 from tunecli.config.stage import STAGE_SCHEMAS
 from tunecli.data.feed import Shuffled
 from tunecli.engine.distributed import make_accelerator
-from tunecli.engine.stage import LossOutput, means
+from tunecli.engine.stage import Evaluation, LossOutput, means
 from tunecli.models.self_test import choose_policy
 from tunecli.stages import STAGES
 from tunecli.stages.sft import SFT
@@ -23,6 +26,7 @@ def stage(num_examples: int = 28, validation: RandomExamples | None = None, glob
     return SFT(
         feed=Shuffled(RandomExamples(LENGTHS), seed=3),
         validation=validation,
+        evaluator=lambda policy, proceed: ({}, []),
         batching=batching(rows=2),
         accelerator=make_accelerator(cpu=True, mixed_precision="no"),
         global_batch_size=global_batch_size,
@@ -64,14 +68,13 @@ def test_validation_loss_is_the_mean_over_all_its_tokens_however_it_is_batched()
             pieces.append(logprobs[torch.arange(len(ids) - 1), ids[1:]][trained[1:]])
     expected = -torch.cat(pieces).mean()
     for size in (1, 2, 5):
-        measured = stage(validation=validation, global_batch_size=size).evaluate(policy, lambda done: True)[
-            "eval/loss"
-        ]
-        assert_close(torch.tensor(measured), expected, atol=1e-5, rtol=0)
+        measured = stage(validation=validation, global_batch_size=size).evaluate(policy, lambda done: True).metrics
+        assert_close(torch.tensor(measured["eval/loss"]), expected, atol=1e-5, rtol=0)
+        assert measured["eval/perplexity"] == pytest.approx(math.exp(measured["eval/loss"]))
 
 
 def test_without_validation_data_there_is_nothing_to_evaluate() -> None:
-    assert stage().evaluate(None, lambda done: True) == {}
+    assert stage().evaluate(torch.nn.Identity(), lambda done: True) == Evaluation()
 
 
 def test_an_evaluation_that_may_not_proceed_is_abandoned() -> None:
@@ -83,7 +86,7 @@ def test_an_evaluation_that_may_not_proceed_is_abandoned() -> None:
         return len(asked) == 1
 
     validation = RandomExamples([5, 9, 4, 3, 8], seed=1)
-    assert stage(validation=validation, global_batch_size=2).evaluate(policy, first_only) == {}
+    assert stage(validation=validation, global_batch_size=2).evaluate(policy, first_only) == Evaluation()
     assert asked == [0.0, 0.4]
 
 

@@ -3,6 +3,7 @@ fix, before any weight is loaded; neither torch nor the network is touched."""
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import operator
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from tunecli.config.data_files import is_local
 from tunecli.config.errors import Problem
 from tunecli.config.launch import Strategy
 from tunecli.config.model import Quantization
+from tunecli.config.nearest import did_you_mean
 from tunecli.config.peft import NOT_TRAINABLE_YET, LoraConfig, PeftConfig
 from tunecli.config.run import RunConfig
 from tunecli.config.train import Precision
@@ -33,9 +35,17 @@ POSITIVE = (
     "train.eval_every",
     "train.save_every",
     "train.keep_last",
+    "train.max_minutes",
+    "train.early_stopping",
+    "evaluation.max_new_tokens",
     "launch.num_processes",
 )
-NOT_NEGATIVE = ("seed", "train.warmup_steps", "train.weight_decay", "train.max_grad_norm")
+NOT_NEGATIVE = (
+    *("seed", "train.warmup_steps", "train.weight_decay", "train.max_grad_norm"),
+    *("evaluation.exact_match", "evaluation.temperature"),
+)
+METRICS = ("eval/loss", "eval/perplexity", "eval/exact_match", "eval/choice_accuracy")
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 FRACTION = ("train.adam_beta1", "train.adam_beta2")
 """From 0 up to, but without, 1."""
 
@@ -46,6 +56,8 @@ def find_problems(config: RunConfig, *, new_run: bool = False) -> list[Problem]:
         *_numbers(config),
         *_batch(config),
         *_schedule(config),
+        *_evaluation(config),
+        *_trackers(config.train.trackers),
         *_peft(config),
         *_launch(config),
         *_model_path(config),
@@ -97,12 +109,42 @@ def _schedule(config: RunConfig) -> Iterator[Problem]:
             f"{train.warmup_steps:g} steps of warm-up leave nothing of train.max_steps={train.max_steps}",
             f"train.warmup_steps={train.max_steps // 10}",
         )
-    if train.eval_every is not None and config.data.validation is None:
-        yield Problem(
-            "train.eval_every",
-            "is set, but there is no validation data",
-            "data.validation=FILE, or train.eval_every=null",
-        )
+
+
+def _evaluation(config: RunConfig) -> Iterator[Problem]:
+    train, evaluation = config.train, config.evaluation
+    held_out = "data.validation=0.05 holds out a share of the rows"
+    if config.data.validation is None:
+        if train.eval_every is not None and not evaluation.prompts:
+            yield Problem("train.eval_every", "is set, but there is no validation data", f"{held_out}; or null")
+        for key, wanted in (("exact_match", evaluation.exact_match > 0), ("choices", bool(evaluation.choices))):
+            if wanted:
+                yield Problem(f"evaluation.{key}", "is set, but there is no validation data", held_out)
+    if evaluation.choices and len(set(evaluation.choices)) < max(len(evaluation.choices), 2):
+        yield Problem("evaluation.choices", f"are {evaluation.choices}", "two or more different answers")
+    if evaluation.temperature and not evaluation.prompts:
+        yield Problem("evaluation.temperature", "is set, but there are no prompts", "evaluation.prompts=['...']")
+    for key, by_best in (("keep_best", train.keep_best), ("early_stopping", train.early_stopping is not None)):
+        if by_best and (train.eval_every is None or config.data.validation is None):
+            yield Problem(f"train.{key}", "needs evaluations to go by", f"train.eval_every=50, and {held_out}")
+    if not train.best_metric.startswith("eval/"):
+        fix = f"{did_you_mean(train.best_metric, METRICS)}one of {', '.join(METRICS)}"
+        yield Problem("train.best_metric", f"{train.best_metric!r} is no metric of an evaluation", fix)
+
+
+def _trackers(names: list[str]) -> Iterator[Problem]:
+    for name in names:
+        if name not in TRACKERS:
+            fix = f"{did_you_mean(name, TRACKERS)}one or more of {', '.join(TRACKERS)}"
+            yield Problem("train.trackers", f"there is no tracker {name!r}", fix)
+        elif not _installed(name):
+            yield Problem("train.trackers", f"{name} is not installed", f'pip install "tunecli[{name}]"')
+
+
+def _installed(package: str) -> bool:
+    """A folder of that name, which some trackers leave behind where they run, is no package."""
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
 
 
 def _peft(config: RunConfig) -> Iterator[Problem]:
@@ -166,8 +208,15 @@ def _model_path(config: RunConfig) -> Iterator[Problem]:
         yield Problem("model.path", f"{config.model.path} does not exist", fix)
 
 
+TRAINED = ("metrics.jsonl", "checkpoints", "adapter", "model")
+"""What only a run that has begun to train leaves behind."""
+
+
 def _output_dir(config: RunConfig) -> Iterator[Problem]:
-    if config.output_dir is not None and (Path(config.output_dir).expanduser() / "config.yaml").exists():
+    if config.output_dir is None:
+        return
+    folder = Path(config.output_dir).expanduser()
+    if (folder / "config.yaml").exists() and any((folder / name).exists() for name in TRAINED):
         yield Problem(
             "output_dir",
             f"{config.output_dir} holds a run already",

@@ -47,6 +47,6 @@ class TrainingStopped(UserError):
 
 def print_error(error: UserError) -> None:
     """On standard error, red where that is a terminal that wants colours."""
-    red = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    red = sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     label = "\033[1;31merror:\033[0m" if red else "error:"
     print(f"{label} {error}", file=sys.stderr, flush=True)

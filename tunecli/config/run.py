@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from omegaconf import MISSING, OmegaConf
 
 from tunecli.config.data import DataConfig
+from tunecli.config.evaluation import EvaluationConfig
 from tunecli.config.launch import LaunchConfig
 from tunecli.config.model import ModelConfig
 from tunecli.config.peft import PeftConfig
@@ -23,6 +24,7 @@ class RunConfig:
     peft: dict[str, PeftConfig] = field(default_factory=dict)
     stage: StageConfig = field(default_factory=StageConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     seed: int = 0
     output_dir: str | None = None

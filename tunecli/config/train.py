@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 
@@ -36,6 +36,8 @@ class TrainConfig:
     """Optimizer steps; empty: as many as `num_epochs` needs."""
     num_epochs: float = 1.0
     """Passes over the data when `max_steps` is empty."""
+    max_minutes: float | None = None
+    """Save a checkpoint and stop when the run has taken so long, resumes not counted anew."""
     global_batch_size: int = 16
     """Examples per optimizer step over all processes. It never depends on the number of processes."""
     micro_batch_size: int | None = None
@@ -62,3 +64,16 @@ class TrainConfig:
     """Checkpoint every so many steps; one is always written at the end."""
     keep_last: int = 2
     """Number of checkpoints kept."""
+    best_metric: str = "eval/loss"
+    """What `keep_best` and `early_stopping` go by; losses and perplexities should fall, anything else should rise."""
+    keep_best: bool = False
+    """The result is the model with the best `best_metric` of all evaluations, not the last one."""
+    early_stopping: int | None = None
+    """Stop after so many evaluations in a row without a better `best_metric`."""
+    trackers: list[str] = field(default_factory=list)
+    """tensorboard, wandb, mlflow, trackio: where metrics go besides metrics.jsonl."""
+
+
+def falls(metric: str) -> bool:
+    """Whether less of it is better."""
+    return "loss" in metric or "perplexity" in metric

@@ -67,6 +67,30 @@ def save_checkpoint(
     return folder
 
 
+def save_best(folder: Path, model: nn.Module, record: Mapping[str, Any]) -> None:
+    """Keep the trained parameters of the best evaluation so far, without what resuming needs. One rank calls this.
+
+    Args:
+        record: the step and the metric, for best.json.
+    """
+    beside = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    save_file({k: v.contiguous() for k, v in trainable_state(model).items()}, beside / "trainable.safetensors")
+    (beside / "best.json").write_text(json.dumps(dict(record)))
+    for file in beside.iterdir():
+        _sync(file)
+    shutil.rmtree(folder, ignore_errors=True)
+    beside.rename(folder)
+
+
+def restore_best(folder: Path, model: nn.Module, step: int) -> None:
+    """Put the parameters of the best evaluation back. Raises ValueError where the folder has another step's."""
+    if not folder.is_dir() or json.loads((folder / "best.json").read_text())["step"] != step:
+        raise ValueError(f"{folder} does not hold the weights of step {step}")
+    _put(load_file(folder / "trainable.safetensors"), model, folder)
+
+
 def complete_checkpoints(root: Path) -> list[Checkpoint]:
     """Oldest first."""
     return sorted(_complete(root), key=lambda checkpoint: checkpoint.step)
@@ -85,11 +109,14 @@ def _complete(root: Path) -> Iterator[Checkpoint]:
 
 def restore_parameters(checkpoint: Checkpoint, model: nn.Module) -> None:
     """Put the saved values of the trained parameters into `model`."""
-    saved = load_file(checkpoint.folder / "trainable.safetensors")
+    _put(load_file(checkpoint.folder / "trainable.safetensors"), model, checkpoint.folder)
+
+
+def _put(saved: Mapping[str, Tensor], model: nn.Module, folder: Path) -> None:
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if saved.keys() != parameters.keys():
         differing = sorted(saved.keys() ^ parameters.keys())
-        raise ValueError(f"{checkpoint.folder} was written for other trained parameters: {differing[:5]} ...")
+        raise ValueError(f"{folder} was written for other trained parameters: {differing[:5]} ...")
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(saved[name])

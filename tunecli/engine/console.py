@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import TextWrapper
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.table import Column
 from rich.text import Text
+
+from tunecli.engine.text import visible
+
+BAR = 20
+NARROW_BAR = 10
+"""Below `WIDE` columns."""
+WIDE = 100
+DROPPED = ("norm", "memory", "lr", "speed", "eta")
+"""Parts of the live line that go, in this order, until it fits the terminal."""
+SHARES = ("exact_match", "choice_accuracy")
+"""Results that read best in percent."""
+SHOWN_SAMPLES = 3
 
 
 class Display:
@@ -20,52 +35,66 @@ class Display:
         self.log_file = log_file if enabled else None
         self._progress: Progress | None = None
         self._task: TaskID | None = None
+        self._live = "starting"
 
     def note(self, text: str, style: str = "") -> None:
         """A line that stays."""
         if not self.enabled:
             return
-        self.console.print(Text(text, style=style))
+        shown = _wrapped(text, self.console.width) if self.console.is_terminal else text
+        self.console.print(Text(shown, style=style))
         self._to_file(text)
 
     def start(self, *, step: int, num_steps: int) -> None:
-        if not self.enabled or not self.console.is_terminal:
+        if not self.enabled or not self.console.is_terminal or self.console.is_dumb_terminal:
             return
         self._progress = Progress(
             TextColumn("[bold]step"),
             MofNCompleteColumn(),
-            BarColumn(bar_width=20),
-            TextColumn("{task.description}"),
+            BarColumn(bar_width=self._bar_width()),
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
             console=self.console,
         )
-        self._task = self._progress.add_task("starting", total=num_steps, completed=step)
+        self._task = self._progress.add_task(self._live, total=num_steps, completed=step)
         self._progress.start()
 
     def training(self, record: Mapping[str, Any], num_steps: int) -> None:
         """One logged training step."""
         if not self.enabled:
             return
-        line = _short(record)
-        plain = f"step {record['step']}/{num_steps}  {line}{_eta(record, num_steps)}"
+        parts = _parts(record, num_steps)
+        plain = f"step {record['step']}/{num_steps}  {'  '.join(parts.values())}"
         if self._progress is None or self._task is None:
             self.note(plain)
             return
-        self._progress.update(self._task, completed=record["step"], description=f"{line}{_eta(record, num_steps)}")
+        taken = len("step ") + 2 * len(str(num_steps)) + len("/ ") + self._bar_width() + len(" ")
+        self._live = "  ".join(fitting(parts, self.console.width - taken))
+        self._progress.update(self._task, completed=record["step"], description=self._live)
         self._to_file(plain)
 
     def evaluating(self, done: float) -> None:
-        """How far a running evaluation is, in the live line."""
+        """How far a running evaluation is, in the live line; 1 brings back what stood there."""
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, description=f"evaluating {done:.0%}")
+            self._progress.update(self._task, description=self._live if done == 1 else f"evaluating {done:.0%}")
 
-    def evaluation(self, record: Mapping[str, Any]) -> None:
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in record.items() if name != "step")
-        self.note(f"step {record['step']}  {shown}", style="cyan")
+    def evaluation(self, record: Mapping[str, Any], num_steps: int) -> None:
+        self.evaluating(1)
+        parts = [result(name.removeprefix("eval/"), value) for name, value in record.items() if name != "step"]
+        self.note(f"step {record['step']}/{num_steps}  validation  {'  '.join(parts)}", style="cyan")
+
+    def samples(self, step: int, num_steps: int, samples: Sequence[Mapping[str, str]]) -> None:
+        """The first of them, one line for the prompt and one for the answer, cut to the width of the terminal."""
+        shown = [_sample(sample, self.console.width) for sample in samples[:SHOWN_SAMPLES]]
+        if shown:
+            self.note("\n".join([f"step {step}/{num_steps}  samples", *shown]), style="cyan")
 
     def stop(self) -> None:
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+
+    def _bar_width(self) -> int:
+        return BAR if self.console.width >= WIDE else NARROW_BAR
 
     def _to_file(self, text: str) -> None:
         if self.log_file is not None:
@@ -73,15 +102,56 @@ class Display:
                 file.write(text + "\n")
 
 
-def _short(record: Mapping[str, Any]) -> str:
-    return (
-        f"loss {record['loss']:.4f}  lr {record['learning_rate']:.2e}  norm {record['grad_norm']:.2f}  "
-        f"{record['tokens_per_second']:.0f} tok/s  {record['memory_peak_bytes'] / 1e9:.1f} GB"
-    )
+def fitting(parts: Mapping[str, str], width: int) -> list[str]:
+    """The parts that fit into `width` columns, two blanks between them; the first one stays in any case."""
+    left = dict(parts)
+    for name in DROPPED:
+        if sum(map(len, left.values())) + 2 * (len(left) - 1) <= width:
+            break
+        left.pop(name, None)
+    return list(left.values())
 
 
-def _eta(record: Mapping[str, Any], num_steps: int) -> str:
-    left = (num_steps - record["step"]) * record["seconds_per_step"]
+def result(name: str, value: float) -> str:
+    """One result of an evaluation, as in `exact match 87.5%`."""
+    shown = f"{value:.1%}" if name in SHARES else f"{value:.4g}" if name == "perplexity" else f"{value:.4f}"
+    return f"{name.replace('_', ' ') if name in SHARES else name} {shown}"
+
+
+def _wrapped(text: str, width: int) -> str:
+    """Lines break between words; a path that is wider stays one piece, to be copied."""
+    wrapper = TextWrapper(width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return "\n".join(wrapper.fill(line) for line in text.split("\n"))
+
+
+def _parts(record: Mapping[str, Any], num_steps: int) -> dict[str, str]:
+    return {
+        "loss": f"loss {record['loss']:.4f}",
+        "lr": f"lr {record['learning_rate']:.2e}",
+        "norm": f"norm {record['grad_norm']:.2f}",
+        "speed": f"{record['tokens_per_second']:.0f} tok/s",
+        "memory": f"{record['memory_peak_bytes'] / 1e9:.1f} GB",
+        "eta": _eta((num_steps - record["step"]) * record["seconds_per_step"]),
+    }
+
+
+def _eta(left: float) -> str:
     minutes, seconds = divmod(int(left), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"  eta {hours}:{minutes:02d}:{seconds:02d}"
+    return f"eta {hours}:{minutes:02d}:{seconds:02d}"
+
+
+def _sample(sample: Mapping[str, str], width: int) -> str:
+    expected = f"   (expected: {_elided(_one_line(sample['expected']), width // 3)})" if "expected" in sample else ""
+    answer = _elided(_one_line(sample["answer"]), width - len("    -> ") - cell_len(expected))
+    return f"  {_elided(_one_line(sample['prompt']), width - 2)}\n    -> {answer}{expected}"
+
+
+def _one_line(text: str) -> str:
+    return visible(text.strip()).replace("\n", "")
+
+
+def _elided(text: str, width: int) -> str:
+    line = Text(text)
+    line.truncate(width, overflow="ellipsis")
+    return line.plain

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from tunecli.config.errors import TrainingStopped
-from tunecli.config.train import TrainConfig
+from tunecli.config.errors import TrainingStopped, UserError
+from tunecli.config.train import TrainConfig, falls
 from tunecli.engine.batch import Batch
-from tunecli.engine.checkpoint import save_checkpoint
+from tunecli.engine.checkpoint import save_best, save_checkpoint
 from tunecli.engine.distributed import gradient_sync, seed_step, sum_over_ranks
 from tunecli.engine.recorder import Recorder, peak_memory_bytes
 from tunecli.engine.signals import StopSignal
@@ -38,6 +38,11 @@ class Progress:
     """real tokens so far, all ranks"""
     seconds: float = 0.0
     """since the start, over all resumes"""
+    best_step: int = 0
+    """of the best evaluation after step 0; 0 before there is one"""
+    best_value: float | None = None
+    without_better: int = 0
+    """evaluations since"""
 
 
 @dataclass(slots=True)
@@ -85,7 +90,7 @@ class _Meter:
         self._since = time.perf_counter()
 
     def means(self) -> dict[str, float]:
-        return means({name: value for name, value in self._sums.items() if name not in ("tokens", "stop")})
+        return means({name: value for name, value in self._sums.items() if name not in ("tokens", "stop", "late")})
 
     def speeds(self) -> dict[str, float]:
         return {
@@ -119,24 +124,28 @@ def train(trainer: Trainer) -> bool:
             progress.step = step
             progress.tokens += int(sums["tokens"])
             progress.seconds = time.perf_counter() - started
-            last = step == trainer.num_steps
+            last = step == trainer.num_steps or sums["late"] > 0
             stopping = sums["stop"] > 0 and not last
             meter.count(sums)
             if last or stopping or step % config.log_every == 0:
                 _log(trainer, meter, grad_norm)
             if last or _due(config.eval_every, step):
                 _evaluate(trainer, meter)
+                last = last or _out_of_patience(trainer)
             if last or stopping or _due(config.save_every, step):
                 _save(trainer, meter)
-            if stopping:
-                return False
+            if last and step < trainer.num_steps:
+                _say_why(trainer)
+            if last or stopping:
+                return last
         return True
     finally:
         trainer.recorder.display.stop()
 
 
 def _step(trainer: Trainer, microbatches: list[Batch], step: int) -> tuple[dict[str, float], float]:
-    """One optimizer step. Returns sums over all ranks (loss, metrics, weight, tokens, stop) and the gradient norm."""
+    """One optimizer step. Returns sums over all ranks (of loss, metrics, weight, tokens, stop, late) and the gradient
+    norm."""
     accelerator, model, stage = trainer.accelerator, trainer.model, trainer.stage
     weights = [stage.weight(batch) for batch in microbatches]
     weight = accelerator.reduce(torch.stack(weights).sum().to(accelerator.device), "sum").clamp(min=1)
@@ -150,7 +159,8 @@ def _step(trainer: Trainer, microbatches: list[Batch], step: int) -> tuple[dict[
     sums = sum_over_ranks(
         accelerator,
         {name: torch.stack([total[name] for total in totals]).sum().item() for name in totals[0]}
-        | {"tokens": sum(batch.num_tokens for batch in microbatches), "stop": float(trainer.stop.requested)},
+        | {"tokens": sum(batch.num_tokens for batch in microbatches), "stop": float(trainer.stop.requested)}
+        | {"late": float(_late(trainer))},
     )
     if not math.isfinite(sums["loss"]):
         _stop_non_finite(trainer, microbatches, [total["loss"].item() for total in totals], step)
@@ -215,10 +225,52 @@ def _evaluate(trainer: Trainer, meter: _Meter) -> None:
             display.evaluating(done)
             return not _stop_requested(trainer)
 
-        metrics = trainer.stage.evaluate(trainer.model, proceed)
+        found = trainer.stage.evaluate(trainer.model, proceed)
         trainer.model.train()
-        if metrics:
-            trainer.recorder.evaluation({"step": trainer.progress.step, **metrics})
+        if found.metrics:
+            trainer.recorder.evaluation({"step": trainer.progress.step, **found.metrics}, found.right)
+            _compare_with_best(trainer, found.metrics)
+        trainer.recorder.samples(trainer.progress.step, found.samples)
+
+
+def _compare_with_best(trainer: Trainer, metrics: Mapping[str, float]) -> None:
+    """Note the best evaluation of the trained model, and keep its weights where they are to be the result."""
+    config, progress = trainer.config, trainer.progress
+    if not config.keep_best and config.early_stopping is None:
+        return
+    if config.best_metric not in metrics:
+        fix = f"train.best_metric is one of {', '.join(metrics)}"
+        raise UserError(f"no evaluation gives {config.best_metric!r}", where="train.best_metric", fix=fix)
+    value = metrics[config.best_metric]
+    if progress.step == 0:
+        return
+    sign = 1 if falls(config.best_metric) else -1
+    if progress.best_value is not None and sign * value >= sign * progress.best_value:
+        progress.without_better += 1
+        return
+    progress.best_step, progress.best_value, progress.without_better = progress.step, value, 0
+    if config.keep_best and trainer.accelerator.is_main_process:
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        save_best(trainer.recorder.run_dir / "best", model, {"step": progress.step, config.best_metric: value})
+
+
+def _out_of_patience(trainer: Trainer) -> bool:
+    patience = trainer.config.early_stopping
+    return patience is not None and trainer.progress.without_better >= patience
+
+
+def _late(trainer: Trainer) -> bool:
+    minutes = trainer.config.max_minutes
+    return minutes is not None and trainer.progress.seconds >= 60 * minutes
+
+
+def _say_why(trainer: Trainer) -> None:
+    config, progress = trainer.config, trainer.progress
+    why = f"train.max_minutes={config.max_minutes:g} are over" if config.max_minutes is not None else ""
+    if _out_of_patience(trainer):
+        best = f"{config.best_metric} {progress.best_value:.4f} at step {progress.best_step}"
+        why = f"no better {config.best_metric} in {progress.without_better} evaluations; the best: {best}"
+    trainer.recorder.display.note(f"ends after step {progress.step} of {trainer.num_steps}: {why}", style="yellow")
 
 
 def _stop_requested(trainer: Trainer) -> bool:

@@ -41,6 +41,16 @@ def means(sums: Mapping[str, float]) -> dict[str, float]:
     }
 
 
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    metrics: dict[str, float] = field(default_factory=dict)
+    """over all ranks; names begin with eval/"""
+    right: dict[str, list[bool]] = field(default_factory=dict)
+    """metric -> whether each validation example was answered rightly, for the shares among `metrics`"""
+    samples: list[dict[str, str]] = field(default_factory=list)
+    """what the model said: prompt, answer and, where there is a right answer, expected; on the main process"""
+
+
 class Stage(Protocol):
     def steps(self, model: nn.Module) -> Iterator[list[Batch]]:
         """The micro-batches of one optimizer step after another: equally many on every rank."""
@@ -52,11 +62,11 @@ class Stage(Protocol):
 
     def loss(self, model: nn.Module, batch: Batch) -> LossOutput: ...
 
-    def evaluate(self, model: nn.Module, proceed: Callable[[float], bool]) -> dict[str, float]:
-        """Validation metrics over all ranks; empty without validation data.
+    def evaluate(self, model: nn.Module, proceed: Callable[[float], bool]) -> Evaluation:
+        """What validation data and the `evaluation` section give; empty without either.
 
         `proceed` takes the share done so far and is asked by all ranks together before each batch; when it says no,
-        the evaluation is abandoned and the answer is empty.
+        the evaluation is abandoned and empty.
         """
         ...
 

@@ -102,10 +102,15 @@ def load_adapters(model: PreTrainedModel, folder: Path) -> list[str]:
     """Inject the adapters in `folder/*/` into `model` and switch them on. Returns their names."""
     names = sorted(path.parent.name for path in folder.glob("*/adapter_config.json"))
     for name in names:
-        config = SavedPeftConfig.from_pretrained(str(folder / name))
-        inject_adapter_in_model(config, model, adapter_name=adapter_name(name))
-        saved = load_peft_weights(str(folder / name), device="cpu")
-        state = {key.removeprefix(PLAIN_PEFT): value for key, value in saved.items()}
-        set_peft_model_state_dict(model, state, adapter_name=adapter_name(name))
+        load_adapter(model, folder / name, adapter_name(name))
     activate(model, map(adapter_name, names))
     return names
+
+
+def load_adapter(model: PreTrainedModel, folder: Path, adapter: str) -> None:
+    """Inject the peft checkpoint in `folder` under peft's name `adapter`."""
+    config = SavedPeftConfig.from_pretrained(str(folder))
+    inject_adapter_in_model(config, model, adapter_name=adapter)
+    saved = load_peft_weights(str(folder), device="cpu")
+    state = {key.removeprefix(PLAIN_PEFT): value for key, value in saved.items()}
+    set_peft_model_state_dict(model, state, adapter_name=adapter)

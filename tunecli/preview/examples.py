@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -24,8 +23,6 @@ RUNS = 12
 """Runs of trained or untrained tokens that are shown of an example; more of them lose their middle."""
 LINE = 60
 """What a line break counts in characters when a text is shortened."""
-KEPT_JOINERS = "\u200c\u200d"
-"""Invisible, but letters join by them in Persian and in emoji."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,22 +139,6 @@ def shortened(pieces: list[Piece], room: int | None) -> Iterator[Piece | Gap]:
         yield from run[:head]
         yield Gap(_tokens(run[head:-tail]), run[0].trained)
         yield from run[-tail:]
-
-
-def visible(text: str) -> str:
-    """`text` without anything that acts on a terminal or a page unseen: controls, direction marks and the like become
-    escapes. Line breaks and tabs get a sign, and line breaks break."""
-    return "".join(map(_visible_character, text))
-
-
-def _visible_character(character: str) -> str:
-    if character == "\n":
-        return "⏎\n"
-    if character == "\t":
-        return "⇥ "
-    if character in KEPT_JOINERS or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp"):
-        return character
-    return ascii(character)[1:-1]
 
 
 def _of_row(dataset: Mixture, row: str) -> list[int]:

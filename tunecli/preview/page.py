@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from tunecli.config.errors import UserError
 from tunecli.preview import Preview
-from tunecli.preview.examples import Example, Gap, Piece, shortened, visible
+from tunecli.preview.examples import Example, Gap, Piece, shortened
 from tunecli.preview.terminal import most_frequent, summary_lines
+from tunecli.report import html
 
 ROOM = 4000
 """Characters at either end of a run of tokens that the page shows."""
@@ -34,15 +32,9 @@ def write_page(preview: Preview, path: Path, *, full: bool) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    environment = Environment(
-        loader=PackageLoader("tunecli.preview"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"visible": visible, "percent": "{:.1%}".format, "count": "{:,}".format}
-    page = environment.get_template("page.html.jinja").render(
+    page = html.render(
+        "page.html.jinja",
+        package="tunecli.preview",
         preview=preview,
         stats=preview.statistics,
         summary=summary_lines(preview),
@@ -52,10 +44,7 @@ def write_page(preview: Preview, path: Path, *, full: bool) -> None:
         languages=most_frequent(preview.languages),
         sampled=sum(preview.languages.values()),
     )
-    try:
-        path.write_text(page, encoding="utf-8", errors="backslashreplace")
-    except OSError as error:
-        raise UserError(f"cannot be written: {error.strerror}", where=str(path), fix="another path") from None
+    html.write_page(page, path)
 
 
 def _pieces(example: Example, full: bool) -> list[Piece | Gap]:

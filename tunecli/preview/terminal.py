@@ -13,8 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from tunecli.data.statistics import Bin
+from tunecli.engine.text import visible
 from tunecli.preview import Preview
-from tunecli.preview.examples import Example, Gap, Piece, shortened, visible
+from tunecli.preview.examples import Example, Gap, Piece, shortened
 
 TRAINED, PROMPT, GAP = "green", "dim", "yellow"
 SPECIAL = " reverse"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,13 +16,18 @@ from tunecli.data.batching import Batching, Examples, microbatches
 from tunecli.data.feed import Feed
 from tunecli.engine.batch import Batch
 from tunecli.engine.distributed import sum_over_ranks
-from tunecli.engine.stage import LossOutput, means
+from tunecli.engine.stage import Evaluation, LossOutput, means
+from tunecli.evaluation.evaluator import Abandoned, Evaluator
+
+MOST_NATS = 700
+"""Beyond this a perplexity is no number any more."""
 
 
 @dataclass(slots=True)
 class SFT:
     feed: Feed
     validation: Examples | None
+    evaluator: Evaluator
     batching: Batching
     accelerator: Accelerator
     global_batch_size: int
@@ -46,20 +52,31 @@ class SFT:
     def loss(self, model: nn.Module, batch: Batch) -> LossOutput:
         return _loss(model, batch, self.feed.names)
 
+    def evaluate(self, model: nn.Module, proceed: Callable[[float], bool]) -> Evaluation:
+        try:
+            metrics = self._losses(model, proceed)
+            right, samples = self.evaluator(self.accelerator.unwrap_model(model), proceed)
+        except Abandoned:
+            return Evaluation()
+        metrics |= {name: sum(each) / len(each) for name, each in right.items()}
+        return Evaluation({f"eval/{name}": value for name, value in metrics.items()}, right, samples)
+
     @torch.no_grad()
-    def evaluate(self, model: nn.Module, proceed: Callable[[float], bool]) -> dict[str, float]:
+    def _losses(self, model: nn.Module, proceed: Callable[[float], bool]) -> dict[str, float]:
+        """Mean loss of the validation tokens, of those of each source, and the perplexity."""
         if self.validation is None:
             return {}
         sums: Counter[str] = Counter()
         for start in range(0, len(self.validation), self.global_batch_size):
             if not proceed(start / len(self.validation)):
-                return {}
+                raise Abandoned
             indices = range(start, min(start + self.global_batch_size, len(self.validation)))
             for batch in microbatches(self.validation, indices, self.batching):
                 batch = batch.to(self.accelerator.device)
                 output = _loss(model, batch, self.validation.names)
                 sums.update({name: value.item() for name, value in output.sums(self.weight(batch)).items()})
-        return {f"eval/{name}": value for name, value in means(sum_over_ranks(self.accelerator, sums)).items()}
+        losses = means(sum_over_ranks(self.accelerator, sums))
+        return losses | {"perplexity": math.exp(min(losses["loss"], MOST_NATS))}
 
     def describe(self, batch: Batch) -> list[str]:
         assert self._drawn is not None

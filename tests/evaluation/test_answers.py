@@ -1,0 +1,109 @@
+"""Questions cut out of tokenized examples, and how answers to them are judged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import batching
+
+from tunecli.config.data import DataConfig
+from tunecli.config.evaluation import EvaluationConfig
+from tunecli.config.model import Attention, ModelConfig
+from tunecli.data.mixture import build
+from tunecli.data.tokens import Encoding
+from tunecli.engine.distributed import make_accelerator
+from tunecli.evaluation.answers import answer_all, question, right_choices, text_of
+from tunecli.evaluation.evaluator import Abandoned, Evaluator
+from tunecli.models.generate import stop_ids
+from tunecli.models.load import load_model, load_tokenizer
+from tunecli.models.self_test import choose_policy
+
+MODEL = ModelConfig(path="builtin:tiny_llama")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer(MODEL)
+
+
+@pytest.fixture(scope="module")
+def policy():
+    lm = load_model(MODEL, dtype=torch.float32, device=torch.device("cpu"))
+    return choose_policy(lm, Attention.auto).policy.eval()
+
+
+@pytest.fixture
+def examples(tokenizer, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("TUNECLI_CACHE", str(tmp_path))
+    train, _ = build(DataConfig(path="builtin:smoke"), tokenizer, Encoding(), show_progress=False)
+    return train
+
+
+def evaluator(examples, tokenizer, *, rank: int = 0, **fields) -> Evaluator:
+    config = EvaluationConfig(**fields)
+    accelerator = make_accelerator(cpu=True, mixed_precision="no")
+    return Evaluator(config, tokenizer, examples, [[5, 6]] * len(config.prompts), batching(rows=4), accelerator)
+
+
+def test_a_question_is_what_inference_sees_and_its_answer_the_last_one(examples, tokenizer) -> None:
+    for i in range(len(examples)):
+        found = question(examples, i)
+        ids, trained = examples[i]
+        assert found.prompt + found.answer == ids[: len(found.prompt) + len(found.answer)].tolist()
+        assert trained[len(found.prompt) : len(found.prompt) + len(found.answer)].all()
+        assert not trained[len(found.prompt) + len(found.answer) :].any()
+        assert not trained[len(found.prompt) - 1]
+        assert tokenizer.decode(found.prompt).endswith("assistant\n")
+
+
+def test_answers_are_those_of_the_stock_model(examples, policy, tokenizer) -> None:
+    questions = [question(examples, i) for i in range(4)]
+    found = answer_all(policy, tokenizer, questions, 6)
+    for each, answer in zip(questions, found, strict=True):
+        ids = torch.tensor([each.prompt])
+        stops = stop_ids(policy.lm, tokenizer.eos_token_id)
+        made = policy.lm.generate(ids, max_new_tokens=6, do_sample=False, eos_token_id=stops)
+        assert answer == text_of(made[0, ids.shape[1] :].tolist(), tokenizer)
+
+
+def test_the_most_likely_choice_is_that_of_the_stock_model(examples, policy, tokenizer) -> None:
+    questions = [question(examples, i) for i in range(8)]
+    right = [text_of(each.answer, tokenizer) for each in questions]
+    for each, answer in zip(questions, right, strict=True):
+        choices = ["another answer", answer, "No."]
+        scores = []
+        for choice in choices:
+            end = each.answer[-1:]
+            ids = each.answer if choice == answer else tokenizer(choice, add_special_tokens=False)["input_ids"] + end
+            with torch.no_grad():
+                logprobs = policy.lm(torch.tensor([each.prompt + ids])).logits[0].log_softmax(-1)
+            places = torch.arange(len(each.prompt) - 1, len(each.prompt) + len(ids) - 1)
+            scores.append(logprobs[places, torch.tensor(ids)].sum().item())
+        expected = scores.index(max(scores)) == 1
+        assert right_choices(policy, tokenizer, [each], choices, batching(rows=2)) == [expected]
+
+
+def test_an_answer_that_is_no_choice_is_wrong(examples, policy, tokenizer) -> None:
+    assert right_choices(policy, tokenizer, [question(examples, 0)], ["yes", "no"], batching()) == [False]
+
+
+def test_a_trained_model_gets_everything_right(examples, policy, tokenizer) -> None:
+    """The same examples as their own model: answers are taken from what it says."""
+    questions = [question(examples, i) for i in range(3)]
+    said = answer_all(policy, tokenizer, questions, 8)
+    found, samples = evaluator(examples, tokenizer, exact_match=3, max_new_tokens=8)(policy, lambda done: True)
+    assert found == {"exact_match": [a == text_of(q.answer, tokenizer) for a, q in zip(said, questions, strict=True)]}
+    assert [sample["answer"] for sample in samples] == said
+    assert [sample["expected"] for sample in samples] == [text_of(q.answer, tokenizer) for q in questions]
+
+
+def test_prompts_are_answered_without_validation_data(policy, tokenizer) -> None:
+    found, samples = evaluator(None, tokenizer, prompts=["a", "b"], max_new_tokens=3)(policy, lambda done: True)
+    assert found == {} and [sample["prompt"] for sample in samples] == ["a", "b"]
+
+
+def test_an_evaluation_can_be_abandoned(examples, policy, tokenizer) -> None:
+    with pytest.raises(Abandoned):
+        evaluator(examples, tokenizer, choices=["a", "b"])(policy, lambda done: done == 0)

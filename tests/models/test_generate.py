@@ -1,0 +1,63 @@
+"""Answers to many prompts at once = answers to each alone by transformers' own generate."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import VOCABULARY, causal_lm
+
+import tunecli.models.generate as module
+from tunecli.models.generate import generate, stop_ids
+from tunecli.models.policy import use_packed_attention
+
+PROMPTS = [
+    torch.randint(4, VOCABULARY, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (3, 9, 1, 6)
+]
+
+
+def answers(lm, prompts=PROMPTS, **options) -> list[list[int]]:
+    settings = {"max_new_tokens": 7, "stop_ids": [3], "pad_token_id": 0} | options
+    return generate(lm, prompts, **settings)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2", "gemma3"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_together_is_alone(name: str, packed: bool, monkeypatch) -> None:
+    lm = causal_lm(name).eval()
+    lm.generation_config.eos_token_id = None
+    alone = [
+        lm.generate(torch.tensor([prompt]), max_new_tokens=7, do_sample=False, eos_token_id=None)[0, len(prompt) :]
+        for prompt in PROMPTS
+    ]
+    if packed:
+        use_packed_attention(lm)
+    for batch_tokens in (1, 20, 4096):
+        monkeypatch.setattr(module, "BATCH_TOKENS", batch_tokens)
+        assert answers(lm, stop_ids=[]) == [each.tolist() for each in alone]
+
+
+def test_an_answer_ends_before_its_stop_token() -> None:
+    lm = causal_lm().eval()
+    (whole,) = answers(lm, PROMPTS[:1], stop_ids=[])
+    stop = whole[3]
+    assert answers(lm, PROMPTS[:1], stop_ids=[stop]) == [whole[: whole.index(stop)]]
+
+
+def test_sampling_depends_on_the_seed_only_and_leaves_the_random_state() -> None:
+    lm = causal_lm().train()
+    torch.manual_seed(5)
+    state = torch.random.get_rng_state()
+    first = answers(lm, temperature=1.0, seed=1)
+    torch.rand(3)
+    assert answers(lm, temperature=1.0, seed=1) == first != answers(lm, temperature=1.0, seed=2)
+    torch.random.set_rng_state(state)
+    answers(lm, temperature=1.0, seed=3)
+    assert torch.equal(torch.random.get_rng_state(), state) and lm.training
+
+
+def test_stop_tokens_are_the_tokenizers_and_the_models() -> None:
+    lm = causal_lm()
+    lm.generation_config.eos_token_id = [7, 3]
+    assert stop_ids(lm, 3) == [3, 7]
+    lm.generation_config.eos_token_id = 7
+    assert stop_ids(lm, None) == [7]

@@ -1,0 +1,107 @@
+"""Cards are valid for the Hub, say what was done, and show whatever comes from data or configuration as text."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+from huggingface_hub.repocard import metadata_load
+from merging import DATA
+
+from tunecli.config.compose import compose_run
+from tunecli.report.card import Merging, Result, code, escaped, for_hub, merged_card, public, run_card
+
+NASTY = "a|b`c``d</code><script>x</script>\x1b[31m\n# head"
+
+
+def card(tmp_path: Path, *words: str, results: dict[str, float] | None = None) -> str:
+    config = compose_run("smoke_sft_lora", list(words)).config
+    return run_card(config, tmp_path, data=DATA, results=results or {"eval/loss": 1.25, "loss": 1.5})
+
+
+def test_the_metadata_are_what_the_hub_reads(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(card(tmp_path, "data=alpaca", "model.path=me/base", "data.validation=0.1"))
+    raw = metadata_load(tmp_path / "README.md")
+    assert raw is not None
+    data = ModelCard.load(tmp_path / "README.md").data
+    assert (data.base_model, raw["base_model_relation"]) == ("me/base", "adapter")
+    assert (data.library_name, data.pipeline_tag) == ("peft", "text-generation")
+    assert data.datasets == [compose_run("smoke_sft_lora", ["data=alpaca"]).config.data.path]
+    assert {"tunecli", "sft", "lora"} <= set(data.tags)
+    assert data.license is None  # not known offline; `tune push --license`
+    [result] = data.eval_results
+    assert (result.metric_type, result.metric_value, result.task_type) == ("loss", 1.25, "text-generation")
+
+
+def test_local_data_are_no_datasets_and_paths_lose_their_folders(tmp_path: Path) -> None:
+    text = card(tmp_path, "model.path=/home/me/secret/base", "data.path=/home/me/secret/rows.jsonl")
+    assert "secret" not in text and "rows.jsonl" in text
+    data = ModelCard(text).data
+    assert data.datasets is None and data.base_model == "base"
+
+
+def test_the_sections_say_what_was_done(tmp_path: Path) -> None:
+    text = card(tmp_path, "peft.lora.r=3", "seed=7")
+    for wanted in ("## What it is", "## How it was made", "## Results", "## How to use", "## Limits"):
+        assert wanted in text
+    for wanted in ("lora: r 3", "50 examples, 912 trained tokens", "| seed | 7 |", "| `eval/loss` |  | 1.2500 |"):
+        assert wanted in text
+    assert "PeftModel.from_pretrained" in text and "tunecli.load(" in text
+
+
+@pytest.mark.parametrize("words", [[], ["peft=full"], ["+peft@peft.second=lora"]])
+def test_the_code_is_python(tmp_path: Path, words: list[str]) -> None:
+    for text in (card(tmp_path, *words), for_hub(card(tmp_path, *words), Result.adapters, "me/x", names=["a", "b"],
+                                                 license="mit", base="you/base")):  # fmt: skip
+        blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+        assert len(blocks) >= 2
+        for block in blocks:
+            compile(block, "card", "exec")
+
+
+def test_what_comes_from_data_is_shown_as_text(tmp_path: Path) -> None:
+    config = compose_run("smoke_sft_lora", []).config
+    config.recipe = config.data.path = config.model.path = NASTY
+    text = run_card(config, tmp_path, data=DATA, results={f"eval/loss/{NASTY}": 1.0})
+    assert "\x1b" not in text and not re.search("^# head", text, re.MULTILINE)
+    outside = re.sub(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)", "", text.split("\n---\n", 1)[1])
+    outside = re.sub(r"```python.*?```", "", outside, flags=re.DOTALL)
+    assert "<script>" not in outside
+    assert ModelCard(text).data.base_model == NASTY
+    for row in re.findall(r"^\| .*", text, re.MULTILINE):
+        assert len(re.findall(r"(?<!\\)\|", row)) in (3, 4)
+
+
+def test_code_spans_and_escapes() -> None:
+    assert code("plain_name") == "`plain_name`"
+    assert code("a`b") == "`` a`b ``"
+    assert code("a|b\n\x1b") == "`a\\|b \\x1b`"
+    assert escaped("<b>*x* [y](z) & snake_case") == "&lt;b&gt;\\*x\\* \\[y\\](z) &amp; snake_case"
+    assert (public("/a/b/c"), public("me/base"), public("../x/y")) == ("c", "me/base", "y")
+
+
+def test_a_merged_card_says_what_was_merged(tmp_path: Path) -> None:
+    merging = Merging(base="me/base", revision="v2", adapters=("lora",), interpolation=0.5, quantization="nf4",
+                      dtype="bfloat16", difference=0.25, largest_logit=30.0)  # fmt: skip
+    text = merged_card(None, None, tmp_path / "m", merging)
+    for wanted in (
+        "`me/base`, revision `v2`",
+        "nf4 in training",
+        "| interpolation | 0.5",
+        "0.25 at most",
+        "bfloat16",
+    ):
+        assert wanted in text
+    data = ModelCard(text).data
+    assert (data.base_model, data.library_name) == ("me/base", "transformers")
+
+
+def test_the_published_card_names_the_repository_and_keeps_what_a_person_wrote(tmp_path: Path) -> None:
+    text = card(tmp_path).replace("## Limits", "## Mine\n\nby hand\n\n## Limits")
+    published = for_hub(text, Result.adapter, "me/x", names=[], license="mit", base=None)
+    data = ModelCard(published).data
+    assert data.license == "mit" and data.base_model is None
+    assert 'tunecli.load("me/x")' in published and str(tmp_path) not in published
+    assert "by hand" in published and "## Limits" in published

@@ -1,0 +1,119 @@
+"""From a conversation to the tokens that the model continues: those that training put before the answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from tunecli.config.data import SystemPolicy, training_sources
+from tunecli.config.data_files import is_local
+from tunecli.config.errors import UserError
+from tunecli.config.run import RunConfig
+from tunecli.data.examples import Example, Messages, Unusable
+from tunecli.data.formats import choose_format
+from tunecli.data.prompts import RAW_FORMATS, chat_prompt, raw_prompt
+from tunecli.data.rows import Row
+from tunecli.data.source import read_rows
+from tunecli.data.templates import ChatTemplate
+from tunecli.data.tokenize import PROBE
+from tunecli.data.tokens import Encoding
+
+Message = dict[str, Any]
+
+
+class Rendering:
+    """How one model was trained to see a conversation."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, encoding: Encoding, *, raw: bool) -> None:
+        """
+        Args:
+            encoding: what the run was trained with; its `system_prompt` is the system message from the start.
+            raw: the model continues a text as it is, without turns.
+        """
+        self.tokenizer = tokenizer
+        self.raw = raw or not tokenizer.chat_template
+        adds = encoding.system in (SystemPolicy.add, SystemPolicy.replace)
+        self.system = encoding.system_prompt if adds else None
+        # The system message is part of the conversation here, to be seen and changed.
+        self._encoding = replace(encoding, system=SystemPolicy.keep)
+
+    def ids(self, messages: list[Message]) -> list[int]:
+        """Of a conversation that ends with a question, or when `raw` of the last message's text.
+
+        Raises:
+            UserError: the template refuses the conversation.
+        """
+        if self.raw:
+            return raw_prompt(messages[-1]["content"], self.tokenizer)
+        try:
+            return chat_prompt(messages, self.tokenizer, self._encoding)
+        except Unusable as error:
+            raise UserError(
+                error.what, fix="/reset begins anew, /system none leaves the system message out"
+            ) from error
+
+    @cached_property
+    def _after_answer(self) -> str:
+        """What the template writes after an answer, without white space at its end."""
+        if self.raw:
+            return ""
+        template = ChatTemplate(self.tokenizer, self._encoding.chat_template_kwargs)
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": PROBE}]
+        try:
+            text = template.render(template.prepared(Messages(turns)))
+        except Unusable:
+            return ""
+        return text.rpartition(PROBE)[2].rstrip()
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """The special tokens that end an answer in training."""
+        special = {token for token, added in self.tokenizer.added_tokens_decoder.items() if added.special}
+        ids = self.tokenizer(self._after_answer, add_special_tokens=False)["input_ids"]
+        return [token for token in ids if token in special]
+
+    @cached_property
+    def stop_text(self) -> str:
+        """An end of turn that is no special token to this tokenizer, hence written out by the model."""
+        ids = self.tokenizer(self._after_answer, add_special_tokens=False)["input_ids"]
+        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+def trained_on_raw_text(config: RunConfig, run_dir: Path) -> bool:
+    """Whether no example of a run went through the chat template."""
+    names = _formats(config, run_dir)
+    if not all(name in RAW_FORMATS for name in names):
+        return False
+    return "prompt_completion" not in names or not any(
+        isinstance(example, Messages) for example in _first_examples(config)
+    )
+
+
+def _formats(config: RunConfig, run_dir: Path) -> list[str]:
+    """Names of the formats that the run read its rows with; as configured, where it did not note them."""
+    try:
+        data = json.loads((run_dir / "environment.json").read_text(encoding="utf-8"))["data"]
+        noted = data["train" if "train" in data else "validation"]["formats"]
+    except (OSError, KeyError, ValueError):
+        return [source.format for source in training_sources(config.data)]
+    return [str(name).split(",")[0].split(" (")[0] for name in noted]
+
+
+def _first_examples(config: RunConfig) -> Iterator[Example]:
+    """The first row of each source that is still there, as its format reads it."""
+    for source in training_sources(config.data):
+        if not is_local(source.path):
+            continue
+        try:
+            for row in islice(read_rows(source, config.data.sample_by), 1):
+                if isinstance(row, Row):
+                    yield choose_format(source.format, source.columns, row.values)(row.values)
+        except (UserError, Unusable):
+            continue

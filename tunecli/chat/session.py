@@ -1,0 +1,195 @@
+"""A conversation with one of several models: a base, and adapters that are switched on in it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from tunecli.chat.answering import Answer, Piece, answer
+from tunecli.chat.rendering import Message, Rendering, trained_on_raw_text
+from tunecli.chat.settings import Settings
+from tunecli.chat.sources import Source, find_source, names_of
+from tunecli.config.errors import UserError
+from tunecli.config.nearest import did_you_mean
+from tunecli.data.tokens import Encoding
+from tunecli.engine.precision import DTYPES, resolve_precision
+from tunecli.models.load import load_model, load_tokenizer, weight_dtype
+from tunecli.peft_methods.switching import add_adapter, switch_to
+from tunecli.run import encoding_of
+
+BASE = "base"
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One way in which the loaded weights answer."""
+
+    name: str
+    rendering: Rendering
+    adapters: list[str]
+    """peft's names of what is on; none for the base"""
+
+
+@dataclass(slots=True)
+class Session:
+    lm: PreTrainedModel
+    base: str
+    """path of the base, as the user or the run names it"""
+    models: dict[str, Model]
+    """by name: the adapters in their order, then the base; or a whole model alone"""
+    active: Model
+    settings: Settings = field(default_factory=Settings)
+    messages: list[Message] = field(default_factory=list)
+    """without the system message; an answer follows each question"""
+    chosen_system: str | None = None
+    """None: as trained; empty: no system message"""
+
+    @property
+    def adapters(self) -> list[str]:
+        return [name for name, model in self.models.items() if model.adapters]
+
+    @property
+    def system(self) -> str:
+        return (self.active.rendering.system or "") if self.chosen_system is None else self.chosen_system
+
+    def switch(self, name: str) -> None:
+        """Raises UserError when there is no such adapter."""
+        if name not in self.models:
+            raise UserError(
+                f"no adapter {name!r}", fix=f"{did_you_mean(name, self.models)}there are: {', '.join(self.models)}"
+            )
+        self.active = self.models[name]
+        switch_to(self.lm, self.active.adapters)
+
+    def ask(self, text: str, show: Piece) -> Answer:
+        """The active model's answer to `text` after the conversation so far, which both become a part of."""
+        question = {"role": "user", "content": text}
+        found = self._answer([*self.messages, question], show)
+        if found.text or found.ended != "stopped":
+            self.messages += [question, {"role": "assistant", "content": found.text}]
+        return found
+
+    def ask_alone(self, text: str, show: Piece) -> Answer:
+        """The active model's answer to `text` alone, after the system message; the conversation stays as it is."""
+        return self._answer([{"role": "user", "content": text}], show)
+
+    def undo(self) -> str:
+        """Take the last question and its answer back; gives the question. Raises UserError."""
+        if not self.messages:
+            raise UserError("there is nothing to take back", fix="type a question first")
+        question, _ = self.messages[-2:]
+        del self.messages[-2:]
+        return question["content"]
+
+    def save(self, file: Path) -> int:
+        """Append the conversation to a .jsonl file, in the form that `tune run data.path=FILE` trains on.
+
+        Returns:
+            The number of rows that were added: one; for texts without turns, one for each.
+
+        Raises:
+            UserError: there is no answer yet, or the file cannot be written.
+        """
+        if not self.messages:
+            raise UserError("there is no answer to save yet", fix="type a question first")
+        try:
+            with file.open("a", encoding="utf-8") as lines:
+                lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in self._rows())
+        except OSError as error:
+            raise UserError(f"{file} cannot be written: {error.strerror}", fix="/save another file") from None
+        return len(self._rows())
+
+    def _rows(self) -> list[dict[str, object]]:
+        if not self.active.rendering.raw:
+            return [{"messages": [*self._start(), *self.messages]}]
+        pairs = zip(self.messages[::2], self.messages[1::2], strict=True)
+        return [{"prompt": asked["content"], "completion": given["content"]} for asked, given in pairs]
+
+    def _start(self) -> list[Message]:
+        return [{"role": "system", "content": self.system}] if self.system else []
+
+    def prompt_ids(self, messages: list[Message]) -> list[int]:
+        return self.active.rendering.ids([*self._start(), *messages])
+
+    def _answer(self, messages: list[Message], show: Piece) -> Answer:
+        return answer(self.lm, self.active.rendering, self.prompt_ids(messages), self.settings, show)
+
+
+def open_session(paths: list[str], settings: Settings, system: str | None) -> Session:
+    """Load what `paths` name: one model, or adapters over one base, of which the first is switched on.
+
+    Raises:
+        UserError: something is not there, or the adapters belong to different bases.
+    """
+    sources = [find_source(path) for path in paths]
+    names = ["base-adapter" if name == BASE else name for name in names_of(sources)]
+    _check_one_base(sources)
+    leading = next((source for source in sources if source.adapters), sources[0])
+    lm = _load(leading)
+    models = {}
+    for number, (name, source) in enumerate(zip(names, sources, strict=True)):
+        if source.adapters:
+            models[name] = _add(lm, name, source, number)
+    first = next(iter(models.values()), None)
+    if first is None:
+        models[names[0]] = Model(names[0], _rendering(sources[0]), [])
+    else:
+        # The same prompt, so that only the weights differ.
+        models[BASE] = Model(BASE, first.rendering, [])
+    session = Session(lm, leading.base.path, models, next(iter(models.values())), settings, chosen_system=system)
+    session.switch(session.active.name)
+    return session
+
+
+def _check_one_base(sources: list[Source]) -> None:
+    first = next((source for source in sources if source.adapters), sources[0])
+    for source in sources:
+        same = source.base_key == first.base_key if source.adapters else source.base_key[:2] == first.base_key[:2]
+        if not same:
+            raise UserError(
+                f"{first.path} and {source.path} cannot be in one model: "
+                f"{_described(first)} and {_described(source)}",
+                fix="name adapters of one base model, or chat with each on its own",
+            )
+
+
+def _described(source: Source) -> str:
+    base = source.base
+    form = f" in {base.quantization.value}" if base.quantization.value != "none" else ""
+    revision = f" at {base.revision}" if base.revision else ""
+    return f"base {base.path}{revision}{form}" if source.adapters else f"the model {base.path}"
+
+
+def _load(source: Source) -> PreTrainedModel:
+    """The base in the form in which it was trained on."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.float32
+    if source.run is not None:
+        frozen = bool(source.run.peft)
+        precision = resolve_precision(source.run.train.precision, cpu=device.type == "cpu", frozen_base=frozen)
+        dtype = weight_dtype(source.run.model, DTYPES[precision], frozen=frozen)
+    return load_model(source.base, dtype=dtype, device=device).eval()
+
+
+def _add(lm: PreTrainedModel, name: str, source: Source, number: int) -> Model:
+    adapters = []
+    for folder in source.adapters:
+        adapters.append(f"tune_{number}_{len(adapters)}")
+        add_adapter(lm, folder, adapters[-1])
+    lm.eval()
+    return Model(name, _rendering(source), adapters)
+
+
+def _rendering(source: Source) -> Rendering:
+    tokenizer: PreTrainedTokenizerBase
+    if source.tokenizer is not None:
+        tokenizer = AutoTokenizer.from_pretrained(source.tokenizer)
+    else:
+        tokenizer = load_tokenizer(source.base)
+    if source.run is None or source.run_dir is None:
+        return Rendering(tokenizer, Encoding(), raw=False)
+    return Rendering(tokenizer, encoding_of(source.run), raw=trained_on_raw_text(source.run, source.run_dir))

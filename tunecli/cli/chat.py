@@ -1,0 +1,68 @@
+"""Talk to a run, an adapter or a model; to several adapters of one base, switched or side by side.
+
+tune chat outputs/sft_lora_smollm2/latest                  a run, rendered as it was trained
+tune chat outputs/a/latest outputs/b/latest                runs over one base: /adapter NAME, /base, /compare PROMPT
+tune chat HuggingFaceTB/SmolLM2-135M-Instruct              a model of the Hub, or a folder
+tune chat RUN --prompt "What is the capital of France?"    one answer on standard output
+tune chat RUN --json < question.txt                        all of standard input is one prompt
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from io import TextIOWrapper
+
+from tunecli.config.errors import UserError
+
+SETTINGS = ("temperature", "top_p", "top_k", "max_new_tokens", "seed", "repetition_penalty")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="run directory, adapter, model folder or Hub id")
+    parser.add_argument("--prompt", metavar="TEXT", help="answer this and end")
+    parser.add_argument("--system", metavar="TEXT", help="system message; empty for none (as trained)")
+    parser.add_argument("--temperature", metavar="T", help="0.7 in a terminal; 0 with --prompt or standard input")
+    parser.add_argument("--top-p", metavar="P", help="draw from the likeliest tokens that make up this share (1)")
+    parser.add_argument("--top-k", metavar="K", help="draw from that many likeliest tokens (0: all)")
+    parser.add_argument("--max-new-tokens", metavar="N", help="longest answer in tokens (512)")
+    parser.add_argument("--seed", metavar="N", help="the same draws each time (0 with --prompt or standard input)")
+    parser.add_argument("--repetition-penalty", metavar="X", help="above 1: what was said becomes less likely (1)")
+    parser.add_argument("--json", action="store_true", help="the answer and how it ended as one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    prompt = args.prompt
+    if prompt is None and not sys.stdin.isatty():
+        prompt = _standard_input()
+    if prompt is not None and not prompt.strip():
+        raise UserError("the prompt is empty", fix='--prompt "TEXT", or a text on standard input')
+    if prompt is None and args.json:
+        raise UserError("--json is for one answer", fix='add --prompt "TEXT", or give a prompt on standard input')
+    from tunecli.chat.settings import Settings, changed
+
+    settings = Settings() if prompt is None else Settings(temperature=0.0, seed=0)
+    for name in SETTINGS:
+        if (value := getattr(args, name)) is not None:
+            settings = changed(settings, f"{name}={value}")
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # encodings other than UTF-8
+    from tunecli.chat.session import open_session
+
+    session = open_session(args.paths, settings, args.system)
+    if prompt is not None:
+        from tunecli.chat.once import answer_once
+
+        answer_once(session, prompt, as_json=args.json)
+    else:
+        from tunecli.chat.terminal import converse
+
+        converse(session)
+    return 0
+
+
+def _standard_input() -> str:
+    """All of it, without the line break at its end."""
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="replace")
+    return sys.stdin.read().removesuffix("\n")

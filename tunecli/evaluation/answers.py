@@ -1,0 +1,119 @@
+"""Answers to the questions of a data set: generated and compared with the right one, or weighed against the others.
+
+Prompt and right answer are cut out of the tokenized example, so that the model is asked exactly what it was trained
+on. `exact_match` compares texts without the white space around them; `choice_accuracy` is the share of examples whose
+right answer, end-of-turn token included, is more likely than every other choice (as in Brown et al., 2020, section
+2.4, without their normalisations).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from tunecli.data.batching import Batching, Examples, microbatches
+from tunecli.data.feed import Window
+from tunecli.models.generate import generate, stop_ids
+from tunecli.models.policy import Policy
+
+TOGETHER = 64
+"""Candidate answers that are weighed in one go."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    prompt: list[int]
+    """token ids up to the last answer"""
+    answer: list[int]
+    """token ids of the last answer, with the tokens that end it"""
+
+
+def question(examples: Examples, index: int) -> Question:
+    """The last answer of an example, and what comes before it."""
+    ids, trained = examples[index]
+    end = int(trained.nonzero()[-1]) + 1
+    untrained = (~trained[:end]).nonzero()
+    start = int(untrained[-1]) + 1 if len(untrained) else 0
+    return Question(ids[:start].tolist(), ids[start:end].tolist())
+
+
+def text_of(tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    return tokenizer.decode(tokens, skip_special_tokens=True).strip()
+
+
+def answer_all(
+    policy: Policy, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], max_new_tokens: int
+) -> list[str]:
+    """The most likely answer, token by token, to each question."""
+    stops = stop_ids(policy.lm, tokenizer.eos_token_id)
+    made = generate(
+        policy.lm,
+        [question.prompt for question in questions],
+        max_new_tokens=max_new_tokens,
+        stop_ids=stops,
+        pad_token_id=tokenizer.pad_token_id or 0,
+    )
+    return [text_of(answer, tokenizer) for answer in made]
+
+
+@torch.no_grad()
+def right_choices(
+    policy: Policy,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    choices: Sequence[str],
+    batching: Batching,
+) -> list[bool]:
+    """Whether the right answer of each question is the most likely of `choices`; a question whose answer is none of
+    them counts as wrong."""
+    rows = [_candidates(question, choices, tokenizer) for question in questions]
+    flat = Window(["choices"])
+    for prompt_and_answers in rows:
+        for ids, trained in prompt_and_answers:
+            flat.ids.append(ids)
+            flat.trained.append(trained)
+            flat.sources.append(0)
+            flat.origins.append("choice")
+    scores = _log_likelihoods(policy, flat, batching)
+    right = []
+    for i, question in enumerate(questions):
+        own = scores[i * len(choices) : (i + 1) * len(choices)]
+        answer = text_of(question.answer, tokenizer)
+        right.append(answer in choices and int(own.argmax()) == choices.index(answer))
+    return right
+
+
+def _candidates(
+    question: Question, choices: Sequence[str], tokenizer: PreTrainedTokenizerBase
+) -> list[tuple[Tensor, Tensor]]:
+    """The prompt with each choice and the end of the right answer: ids [n] int64 and the choice's tokens [n] bool."""
+    special = set(tokenizer.all_special_ids)
+    content = len(question.answer)
+    while content and question.answer[content - 1] in special:
+        content -= 1
+    found = []
+    for choice in choices:
+        ids = tokenizer(choice, add_special_tokens=False)["input_ids"] + question.answer[content:]
+        if choice == text_of(question.answer, tokenizer):
+            ids = question.answer  # as it was trained, should the tokenizer join it otherwise
+        trained = [False] * len(question.prompt) + [True] * len(ids)
+        found.append((torch.tensor(question.prompt + list(ids)), torch.tensor(trained)))
+    return found
+
+
+def _log_likelihoods(policy: Policy, examples: Window, batching: Batching) -> Tensor:
+    """[examples] fp32: log-probability of the trained tokens of each."""
+    scores = torch.zeros(len(examples))
+    device = next(policy.parameters()).device
+    for start in range(0, len(examples), TOGETHER):
+        for batch in microbatches(examples, range(start, min(start + TOGETHER, len(examples))), batching):
+            logprobs = policy(batch.to(device)).float().cpu()
+            row = torch.repeat_interleave(
+                torch.tensor(batch.rows), torch.tensor([int(examples.trained[i].sum()) for i in batch.rows])
+            )
+            scores.index_add_(0, row, logprobs)
+    return scores

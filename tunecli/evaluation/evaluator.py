@@ -1,0 +1,109 @@
+"""What the `evaluation` section asks for, over all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from transformers import PreTrainedTokenizerBase
+
+from tunecli.config.evaluation import EvaluationConfig
+from tunecli.data.batching import Batching, Examples
+from tunecli.evaluation.answers import answer_all, question, right_choices, text_of
+from tunecli.models.generate import generate, stop_ids
+from tunecli.models.policy import Policy
+
+TOGETHER = 32
+"""Questions that each rank answers between two looks at whether to go on."""
+SHOWN = 5
+"""Answered validation questions that are kept as samples."""
+
+Sample = dict[str, str]
+"""`prompt`, `answer` and, where there is a right answer, `expected`."""
+
+
+class Abandoned(Exception):
+    """The evaluation was asked not to go on."""
+
+
+@dataclass(slots=True)
+class Evaluator:
+    config: EvaluationConfig
+    tokenizer: PreTrainedTokenizerBase
+    validation: Examples | None
+    prompts: Sequence[list[int]]
+    """token ids of `config.prompts`, as the model is asked"""
+    batching: Batching
+    accelerator: Accelerator
+    _samples: list[Sample] = field(default_factory=list)
+
+    def __call__(
+        self, policy: Policy, proceed: Callable[[float], bool]
+    ) -> tuple[dict[str, list[bool]], list[Sample]]:
+        """Metric -> whether each validation example is right, and samples, which only the main process has in full.
+
+        Raises:
+            Abandoned: `proceed`, which is told the share done and asked by all ranks together, said no.
+        """
+        self._samples = []
+        right: dict[str, list[bool]] = {}
+        if self.validation is not None and self.config.exact_match:
+            count = min(self.config.exact_match, len(self.validation))
+            right["exact_match"] = self._judged(count, proceed, lambda chunk: self._matches(policy, chunk))
+        if self.validation is not None and self.config.choices:
+            count = len(self.validation)
+            right["choice_accuracy"] = self._judged(count, proceed, lambda chunk: self._choices(policy, chunk))
+        samples = gather_object(self._samples) if self.accelerator.num_processes > 1 else self._samples
+        return right, [*samples, *self._answered_prompts(policy)]
+
+    def _judged(
+        self, count: int, proceed: Callable[[float], bool], judge: Callable[[list[int]], list[bool]]
+    ) -> list[bool]:
+        """Whether each of the first `count` validation examples is right. Ranks take as many chunks as each other."""
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        mine = list(range(rank, count, ranks))
+        right = torch.zeros(count, device=self.accelerator.device)
+        for start in range(0, -(-count // ranks), TOGETHER):
+            if not proceed(start * ranks / count):
+                raise Abandoned
+            chunk = mine[start : start + TOGETHER]
+            right[chunk] = torch.tensor(judge(chunk), dtype=right.dtype, device=right.device)
+        return self.accelerator.reduce(right, "sum").bool().tolist()
+
+    def _matches(self, policy: Policy, chunk: list[int]) -> list[bool]:
+        assert self.validation is not None
+        questions = [question(self.validation, i) for i in chunk]
+        expected = [text_of(each.answer, self.tokenizer) for each in questions]
+        answers = answer_all(policy, self.tokenizer, questions, self.config.max_new_tokens)
+        for i, each, answer, right in zip(chunk, questions, answers, expected, strict=True):
+            if i < SHOWN:
+                self._samples.append({"prompt": self._text(each.prompt), "answer": answer, "expected": right})
+        return [answer == right for answer, right in zip(answers, expected, strict=True)]
+
+    def _choices(self, policy: Policy, chunk: list[int]) -> list[bool]:
+        assert self.validation is not None
+        alone = replace(self.batching, num_processes=1, process_index=0)
+        questions = [question(self.validation, i) for i in chunk]
+        return right_choices(policy, self.tokenizer, questions, self.config.choices, alone)
+
+    def _answered_prompts(self, policy: Policy) -> list[Sample]:
+        if not self.prompts or not self.accelerator.is_main_process:
+            return []
+        answers = generate(
+            policy.lm,
+            self.prompts,
+            max_new_tokens=self.config.max_new_tokens,
+            stop_ids=stop_ids(policy.lm, self.tokenizer.eos_token_id),
+            pad_token_id=self.tokenizer.pad_token_id or 0,
+            temperature=self.config.temperature,
+        )
+        return [
+            {"prompt": prompt, "answer": text_of(answer, self.tokenizer)}
+            for prompt, answer in zip(self.config.prompts, answers, strict=True)
+        ]
+
+    def _text(self, prompt: list[int]) -> str:
+        return self.tokenizer.decode(prompt)

@@ -1,0 +1,83 @@
+"""Answers of a causal language model to prompts that are tokens already, many at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+
+BATCH_TOKENS = 4096
+"""Prompt tokens that are computed together, padding included."""
+
+
+def stop_ids(lm: PreTrainedModel, eos_token_id: int | None) -> list[int]:
+    """The tokens that end an answer: the tokenizer's end-of-text token and those of the model's generation config."""
+    own = lm.generation_config.eos_token_id if lm.generation_config is not None else None
+    found = [eos_token_id, *(own if isinstance(own, list) else [own])]
+    return list(dict.fromkeys(token for token in found if token is not None))
+
+
+@torch.no_grad()
+def generate(
+    lm: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    stop_ids: Sequence[int],
+    pad_token_id: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> list[list[int]]:
+    """The answer to each prompt, in their order, without the stop token that ended it.
+
+    Prompts of about the same length are padded on the left and answered together. `temperature` 0 takes the most
+    likely token; otherwise the answers are a pure function of `seed` and all prompts. Random states are left as
+    they were.
+    """
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=temperature > 0,
+        temperature=temperature if temperature > 0 else None,
+        eos_token_id=list(stop_ids) or None,
+        pad_token_id=pad_token_id,
+    )
+    answers: list[list[int]] = [[] for _ in prompts]
+    was_training = lm.training
+    lm.eval()
+    devices = [lm.device] if lm.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        for group in _groups(prompts):
+            ids, mask = _left_padded([prompts[i] for i in group], pad_token_id)
+            inputs = {"input_ids": ids.to(lm.device), "attention_mask": mask.to(lm.device)}
+            made = lm.generate(**inputs, generation_config=config)[:, ids.shape[1] :].tolist()
+            for i, answer in zip(group, made, strict=True):
+                answers[i] = _until_stop(answer, stop_ids)
+    lm.train(was_training)
+    return answers
+
+
+def _groups(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Indices of prompts that are answered together, longest first."""
+    groups: list[list[int]] = []
+    for i in sorted(range(len(prompts)), key=lambda i: -len(prompts[i])):
+        longest = len(prompts[groups[-1][0]]) if groups else 0
+        if groups and longest * (len(groups[-1]) + 1) <= BATCH_TOKENS:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
+
+
+def _left_padded(prompts: Sequence[Sequence[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask, [prompts, longest] int64."""
+    width = max(map(len, prompts))
+    ids = [[pad_token_id] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    return torch.tensor(ids), torch.tensor(mask)
+
+
+def _until_stop(answer: list[int], stop_ids: Sequence[int]) -> list[int]:
+    end = next((i for i, token in enumerate(answer) if token in stop_ids), len(answer))
+    return answer[:end]

@@ -1,0 +1,67 @@
+"""What differs between two runs as text in a terminal, a file or a pipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tunecli.engine.text import visible
+from tunecli.report.difference import Section
+from tunecli.report.numbers import difference, in_words, shown, unit_of
+
+FIGURES = ("results", "speed")
+"""Sections of numbers, whose differences mean something."""
+FINGERPRINT = 8
+"""Digits of a fingerprint that are shown."""
+PIPED = 10_000
+"""Columns where there is no terminal: whoever reads a pipe wants whole lines."""
+
+
+def show_differences(names: Sequence[str], sections: Sequence[Section]) -> None:
+    """`names`: of the two runs."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = PIPED
+    for letter, name in zip("AB", names, strict=True):
+        console.print(Text(f"{letter}  {visible(name)}"))
+    for section in sections:
+        if not section.differing:
+            same = f"all {section.equal:,} the same" if section.equal else "nothing known of either"
+            console.print(Text(f"\n{section.title}: {same}", style="dim"))
+            continue
+        console.print(Text(f"\n{section.title}", style="bold"))
+        console.print(_table(section))
+        if section.equal:
+            console.print(Text(f"{section.equal:,} more are the same", style="dim"))
+
+
+def _table(section: Section) -> Table:
+    figures = section.title in FIGURES
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for title in ("", "A", "B", *(["B − A"] if figures else [])):
+        table.add_column(title, overflow="fold", justify="right" if figures and title else "left")
+    for name, values in section.differing.items():
+        cells = _figures(name, values) if figures else (_value(name, value) for value in values)
+        table.add_row(*[Text(visible(cell)) for cell in (name, *cells)])
+    return table
+
+
+def _figures(name: str, values: Sequence[Any]) -> Iterator[str]:
+    """The values and their difference."""
+    unit = unit_of(name.removesuffix(" (last)").removesuffix(" (best)"))
+    for value in values:
+        yield shown(value, unit) if isinstance(value, float) else _value(name, value)
+    if all(isinstance(value, int | float) for value in values):
+        yield difference(values[1] - values[0], unit)
+
+
+def _value(name: str, value: Any) -> str:
+    if value is None:
+        return "—"
+    if name.endswith("fingerprints"):
+        return ", ".join(fingerprint[:FINGERPRINT] for fingerprint in value)
+    return in_words(value)
