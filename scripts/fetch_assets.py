@@ -23,7 +23,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 MANIFEST = "MANIFEST.json"
@@ -175,12 +175,23 @@ def replace_folder(source: Path, target: Path, *, old: Path) -> None:
 
 
 def unpack(archive: Path, into: Path) -> None:
-    """A wheel (zip), or a tar with the filter that refuses links, devices and paths out of `into`."""
+    """A wheel (zip), or a tar without links, devices and paths out of `into`."""
     if zipfile.is_zipfile(archive):
         zipfile.ZipFile(archive).extractall(into)
         return
     with tarfile.open(archive) as tar:
-        tar.extractall(into, filter="data")
+        if hasattr(tarfile, "data_filter"):
+            tar.extractall(into, filter="data")
+            return
+        # Python before 3.11.4 has no filters.
+        if odd := next((member.name for member in tar if not is_plain(member)), None):
+            raise ValueError(f"{archive.name} holds {odd}, which is no plain file below its folder")
+        tar.extractall(into)
+
+
+def is_plain(member: tarfile.TarInfo) -> bool:
+    path = PurePosixPath(member.name)
+    return (member.isfile() or member.isdir()) and not path.is_absolute() and ".." not in path.parts
 
 
 def download(asset: Asset, target: Path) -> None:

@@ -61,3 +61,11 @@ def test_stop_tokens_are_the_tokenizers_and_the_models() -> None:
     assert stop_ids(lm, 3) == [3, 7]
     lm.generation_config.eos_token_id = 7
     assert stop_ids(lm, None) == [7]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_models_own_settings_play_no_part(temperature: float) -> None:
+    lm = causal_lm().eval()
+    plain = answers(lm, temperature=temperature)
+    lm.generation_config.update(repetition_penalty=5.0, top_k=1, top_p=0.1)
+    assert answers(lm, temperature=temperature) == plain

@@ -35,10 +35,16 @@ def generate(
     likely token; otherwise the answers are a pure function of `seed` and all prompts. Random states are left as
     they were.
     """
+    sampled = temperature > 0
+    # Each value is set: those left out would be the model's own. Unsampled, other values would be warned of.
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
-        do_sample=temperature > 0,
-        temperature=temperature if temperature > 0 else None,
+        do_sample=sampled,
+        temperature=temperature if sampled else 1.0,
+        top_k=0 if sampled else 50,
+        top_p=1.0,
+        repetition_penalty=1.0,
+        num_beams=1,
         eos_token_id=list(stop_ids) or None,
         pad_token_id=pad_token_id,
     )
