@@ -5,6 +5,7 @@ Also a program: `accelerate launch ... sgd_steps.py OUT MICRO_BATCH PEFT` writes
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -105,3 +106,4 @@ def main(out: Path, rows: int, peft: str) -> None:
 if __name__ == "__main__":
     torch.use_deterministic_algorithms(True)
     main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    os._exit(0)  # gloo's threads would now and then outlive the interpreter, which aborts then
