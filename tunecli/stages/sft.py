@@ -55,7 +55,9 @@ class SFT:
     def evaluate(self, model: nn.Module, proceed: Callable[[float], bool]) -> Evaluation:
         try:
             metrics = self._losses(model, proceed)
-            right, samples = self.evaluator(self.accelerator.unwrap_model(model), proceed)
+            # Unwrapped, the model has lost accelerate's autocast, which adapters in fp32 on a bf16 base need.
+            with self.accelerator.autocast():
+                right, samples = self.evaluator(self.accelerator.unwrap_model(model), proceed)
         except Abandoned:
             return Evaluation()
         metrics |= {name: sum(each) / len(each) for name, each in right.items()}
