@@ -156,17 +156,7 @@ def training_sources(data: DataConfig) -> list[SourceConfig]:
         assert data.path is not None
         return [_source(data, data.path, data.split)]
     return [
-        SourceConfig(
-            path=source.path,
-            format=source.format,
-            columns=dict(source.columns),
-            split=source.split,
-            subset=source.subset,
-            revision=source.revision,
-            max_samples=data.max_samples if source.max_samples is None else source.max_samples,
-            weight=source.weight,
-            task=source.task,
-        )
+        replace(source, max_samples=data.max_samples if source.max_samples is None else source.max_samples)
         for source in data.mix
     ]
 
