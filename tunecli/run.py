@@ -128,7 +128,7 @@ def main(config: RunConfig, run_dir: Path) -> int:
     exit_status = 0 if finished else 128 + (stop.number or 15)
     if accelerator.is_main_process and finished:
         if config.train.keep_best and progress.best_step not in (0, progress.step):
-            restore_best(run_dir / "best", policy, progress.best_step)
+            restore_best(recorder.best, policy, progress.best_step)
             display.note(
                 f"the result is the model after step {progress.best_step}, the best by {config.train.best_metric}"
             )

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from tunecli.config.errors import UserError
 from tunecli.config.train import Optimizer, Scheduler, TrainConfig
-from tunecli.engine.checkpoint import restore_best
+from tunecli.engine.checkpoint import forget_worse, restore_best, save_best
 
 
 def config(**fields) -> TrainConfig:
@@ -47,16 +47,23 @@ def test_the_best_weights_are_kept(tmp_path: Path) -> None:
     losses = evaluations(tmp_path)
     best = min((step for step in losses if step), key=losses.__getitem__)
     assert best < trainer.num_steps
-    record = json.loads((tmp_path / "best" / "best.json").read_text())
-    assert record == {"step": best, "eval/loss": losses[best]}
+    assert trainer.progress.best_value == losses[best]
+    assert [folder.name for folder in (tmp_path / "best").iterdir()] == [f"step_{best:08d}"]
     model = trainer.accelerator.unwrap_model(trainer.model)
-    with pytest.raises(ValueError, match="step 99"):
-        restore_best(tmp_path / "best", model, 99)
     restore_best(tmp_path / "best", model, best)
     assert_close(
         trainer.stage.evaluate(model, lambda done: True).metrics["eval/loss"], losses[best], rtol=1e-6, atol=0
     )
     assert any(not torch.equal(p, parameters[name]) for name, p in model.named_parameters() if p.requires_grad)
+
+
+def test_the_best_that_a_checkpoint_names_outlives_a_better_one(tmp_path: Path) -> None:
+    model = torch.nn.Linear(2, 2)
+    for step in (3, 7):
+        save_best(tmp_path, model, step)
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["step_00000003", "step_00000007"]
+    forget_worse(tmp_path, 7)
+    assert [folder.name for folder in tmp_path.iterdir()] == ["step_00000007"]
 
 
 def test_time_over_saves_and_ends(tmp_path: Path) -> None:

@@ -67,27 +67,31 @@ def save_checkpoint(
     return folder
 
 
-def save_best(folder: Path, model: nn.Module, record: Mapping[str, Any]) -> None:
+def save_best(root: Path, model: nn.Module, step: int) -> None:
     """Keep the trained parameters of the best evaluation so far, without what resuming needs. One rank calls this.
 
-    Args:
-        record: the step and the metric, for best.json.
+    Earlier ones stay until `forget_worse`: a checkpoint may still name them as the best.
     """
-    beside = folder.with_name(f".{folder.name}.partial")
+    folder = root / f"step_{step:08d}"
+    beside = root / f".{folder.name}.partial"
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     save_file({k: v.contiguous() for k, v in trainable_state(model).items()}, beside / "trainable.safetensors")
-    (beside / "best.json").write_text(json.dumps(dict(record)))
-    for file in beside.iterdir():
-        _sync(file)
+    _sync(beside / "trainable.safetensors")
     shutil.rmtree(folder, ignore_errors=True)
     beside.rename(folder)
 
 
-def restore_best(folder: Path, model: nn.Module, step: int) -> None:
-    """Put the parameters of the best evaluation back. Raises ValueError where the folder has another step's."""
-    if not folder.is_dir() or json.loads((folder / "best.json").read_text())["step"] != step:
-        raise ValueError(f"{folder} does not hold the weights of step {step}")
+def forget_worse(root: Path, step: int) -> None:
+    """Delete kept parameters but those of `step`, which the newest checkpoint names as the best."""
+    for folder in root.glob("step_*"):
+        if folder.name != f"step_{step:08d}":
+            shutil.rmtree(folder)
+
+
+def restore_best(root: Path, model: nn.Module, step: int) -> None:
+    """Put the parameters of the best evaluation back."""
+    folder = root / f"step_{step:08d}"
     _put(load_file(folder / "trainable.safetensors"), model, folder)
 
 

@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from tunecli.config.errors import TrainingStopped, UserError
 from tunecli.config.train import TrainConfig, falls
 from tunecli.engine.batch import Batch
-from tunecli.engine.checkpoint import save_best, save_checkpoint
+from tunecli.engine.checkpoint import forget_worse, save_best, save_checkpoint
 from tunecli.engine.distributed import gradient_sync, seed_step, sum_over_ranks
 from tunecli.engine.recorder import Recorder, peak_memory_bytes
 from tunecli.engine.signals import StopSignal
@@ -251,7 +251,7 @@ def _compare_with_best(trainer: Trainer, metrics: Mapping[str, float]) -> None:
     progress.best_step, progress.best_value, progress.without_better = progress.step, value, 0
     if config.keep_best and trainer.accelerator.is_main_process:
         model = trainer.accelerator.unwrap_model(trainer.model)
-        save_best(trainer.recorder.run_dir / "best", model, {"step": progress.step, config.best_metric: value})
+        save_best(trainer.recorder.best, model, progress.step)
 
 
 def _out_of_patience(trainer: Trainer) -> bool:
@@ -291,6 +291,7 @@ def _save(trainer: Trainer, meter: _Meter) -> None:
                 state={"progress": asdict(trainer.progress), "stage": trainer.stage.state_dict(), "scaler": scaler},
                 keep_last=trainer.config.keep_last,
             )
+            forget_worse(trainer.recorder.best, trainer.progress.best_step)
         accelerator.wait_for_everyone()
 
 

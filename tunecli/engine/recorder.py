@@ -30,6 +30,11 @@ class Recorder:
     def checkpoints(self) -> Path:
         return self.run_dir / "checkpoints"
 
+    @property
+    def best(self) -> Path:
+        """Parameters of the best evaluation, where `train.keep_best` keeps them."""
+        return self.run_dir / "best"
+
     def training(self, record: dict[str, Any]) -> None:
         self._append("metrics.jsonl", record)
         self.display.training(record, self.num_steps)

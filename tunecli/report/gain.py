@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,5 +55,5 @@ def _percent(interval: Interval) -> str:
 
 def _result_step(run_dir: Path, last: int) -> int:
     """The step of the kept best model, where that is the result."""
-    best = run_dir / "best" / "best.json"
-    return int(json.loads(best.read_text())["step"]) if best.is_file() else last
+    kept = (int(folder.name.removeprefix("step_")) for folder in (run_dir / "best").glob("step_*"))
+    return max(kept, default=last)
