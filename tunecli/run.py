@@ -7,7 +7,6 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -54,8 +53,9 @@ from tunecli.models.policy import ONEDNN_MULTIPLE, Policy
 from tunecli.models.self_test import choose_policy
 from tunecli.peft_methods.composition import inject, leave_casts_to_autocast, save_adapters
 from tunecli.report.card import write_card
-from tunecli.report.gain import as_lines, gains
+from tunecli.report.gain import as_lines, gains, result_step
 from tunecli.report.page import write_report
+from tunecli.report.run_files import json_lines
 from tunecli.stages import STAGES
 
 
@@ -138,7 +138,6 @@ def main(config: RunConfig, run_dir: Path) -> int:
     if accelerator.is_main_process:
         _write_report(run_dir, display)
     _say_goodbye(display, run_dir, finished=finished, step=progress.step, num_steps=num_steps)
-    accelerator.end_training()
     if lock is not None:
         lock.close()
     return exit_status
@@ -247,7 +246,7 @@ def save_result(config: RunConfig, policy: Policy, data: Data, run_dir: Path) ->
         policy.lm.save_pretrained(result)
     data.tokenizer.save_pretrained(result)
     summary = data.train.summary if data.train is not None else None
-    write_card(config, run_dir, data=summary, results=_last_results(run_dir))
+    write_card(config, run_dir, data=summary, results=_results(run_dir))
 
 
 def _check_world(config: RunConfig, accelerator: Accelerator) -> None:
@@ -308,12 +307,14 @@ def _announce(
         display.note(f"resumes after step {checkpoint.step}", style="green")
 
 
-def _last_results(run_dir: Path) -> dict[str, float]:
-    """The last value of each loss in metrics.jsonl."""
+def _results(run_dir: Path) -> dict[str, float]:
+    """Of the model that is the result: the last value of each loss and evaluation up to its step."""
+    records = list(json_lines(run_dir / "metrics.jsonl"))
+    end = result_step(run_dir, records[-1]["step"])
     results: dict[str, float] = {}
-    for line in (run_dir / "metrics.jsonl").read_text().splitlines():
-        record: dict[str, Any] = json.loads(line)
-        results |= {name: value for name, value in record.items() if name == "loss" or name.startswith("eval/")}
+    for record in records:
+        if record["step"] <= end:
+            results |= {name: value for name, value in record.items() if name == "loss" or name.startswith("eval/")}
     return results
 
 

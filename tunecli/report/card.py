@@ -21,6 +21,7 @@ from tunecli.config.data_files import is_local
 from tunecli.config.paths import display
 from tunecli.config.run import RunConfig, micro_batch_tokens
 from tunecli.engine.text import visible
+from tunecli.report.run_files import json_lines
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
@@ -383,22 +384,19 @@ def _limits(config: RunConfig) -> str:
 
 def _evaluations(run_dir: Path) -> tuple[dict[str, float], dict[str, float]]:
     """What was measured before the first step, and what last."""
-    lines = [line for line in _metrics(run_dir) if any(name.startswith("eval/") for name in line)]
+    lines = [line for line in json_lines(run_dir / "metrics.jsonl") if any(name.startswith("eval/") for name in line)]
     values = [{name: value for name, value in line.items() if name.startswith("eval/")} for line in lines]
     before = values[0] if lines and lines[0].get("step") == 0 else {}
     return before, values[-1] if values else {}
 
 
+def _step(line: Mapping[str, Any]) -> int:
+    return line["step"]
+
+
 def _last_step(run_dir: Path) -> dict[str, Any]:
     """The last training line of metrics.jsonl."""
-    return next((line for line in reversed(_metrics(run_dir)) if "loss" in line), {})
-
-
-def _metrics(run_dir: Path) -> list[dict[str, Any]]:
-    path = run_dir / "metrics.jsonl"
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    return max((line for line in json_lines(run_dir / "metrics.jsonl") if "loss" in line), key=_step, default={})
 
 
 def _data_summary(run_dir: Path) -> dict[str, Any] | None:

@@ -31,7 +31,7 @@ def gains(run_dir: Path) -> list[Gain]:
     by_step = {record["step"]: record for record in json_lines(run_dir / "answers.jsonl")}
     if 0 not in by_step or len(by_step) < 2:
         return []
-    first, last = by_step[0], by_step[_result_step(run_dir, max(by_step))]
+    first, last = by_step[0], by_step[result_step(run_dir, max(by_step))]
     metrics = [name for name in first if name != "step" and name in last]
     return [
         Gain(name, len(first[name]), share(first[name]), share(last[name]), gain(first[name], last[name]))
@@ -53,7 +53,7 @@ def _percent(interval: Interval) -> str:
     return f"{interval.value:6.1%} [{interval.low:.1%}, {interval.high:.1%}]"
 
 
-def _result_step(run_dir: Path, last: int) -> int:
+def result_step(run_dir: Path, last: int) -> int:
     """The step of the kept best model, where that is the result."""
     kept = (int(folder.name.removeprefix("step_")) for folder in (run_dir / "best").glob("step_*"))
     return max(kept, default=last)
