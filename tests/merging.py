@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from tunecli.config.compose import Composed, compose_run
+from tunecli.config.run import RunConfig
 from tunecli.engine.environment import describe_environment
 from tunecli.models.load import load_model, load_tokenizer
 from tunecli.peft_methods.composition import inject, save_adapters
@@ -26,9 +27,7 @@ def finished_run(folder: Path, *words: str, dtype: torch.dtype = torch.float32, 
     """The run directory `folder` of smoke_sft_lora under overrides; `dtype`: of the frozen weights."""
     composed = compose_run("smoke_sft_lora", [f"output_dir={folder}", *words])
     config = composed.config
-    lm = load_model(config.model, dtype=dtype, device=torch.device("cpu"))
-    inject(lm, config.peft, seed=seed)
-    _disturb(lm, seed)
+    lm = tuned_model(config, dtype=dtype, seed=seed)
     result = folder / ("adapter" if config.peft else "model")
     if config.peft:
         save_adapters(lm, config.peft, result, base=config.model.path)
@@ -37,6 +36,14 @@ def finished_run(folder: Path, *words: str, dtype: torch.dtype = torch.float32, 
     load_tokenizer(config.model).save_pretrained(result)
     _write_files(folder, composed)
     return folder
+
+
+def tuned_model(config: RunConfig, *, dtype: torch.dtype = torch.float32, seed: int = 1) -> PreTrainedModel:
+    """As training leaves it in memory: what is trained has moved away from its start."""
+    lm = load_model(config.model, dtype=dtype, device=torch.device("cpu"))
+    inject(lm, config.peft, seed=seed)
+    _disturb(lm, seed)
+    return lm.eval()
 
 
 def _disturb(lm: PreTrainedModel, seed: int) -> None:

@@ -24,7 +24,6 @@ from tunecli.chat.answering import _Text, answer
 from tunecli.chat.rendering import Rendering, trained_on_raw_text
 from tunecli.chat.session import Session, open_session
 from tunecli.chat.settings import Settings, changed
-from tunecli.chat.sources import find_source
 from tunecli.chat.terminal import Chat, Wrapping
 from tunecli.config.compose import compose_run
 from tunecli.config.data import SystemPolicy, Thinking
@@ -37,6 +36,7 @@ from tunecli.data.tokenize import Encoding, tokenize
 from tunecli.models.builtin import byte_tokenizer, materialize
 from tunecli.models.load import load_model
 from tunecli.peft_methods.composition import inject, save_adapters
+from tunecli.peft_methods.source import find_source
 
 SYSTEM = {"role": "system", "content": "Answer in one word."}
 TURNS = [

@@ -19,10 +19,12 @@ __all__ = ["__version__", "load"]
 
 
 def load(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model of a run directory (base and adapters), of a folder or of a Hub id, in eval mode, and its tokenizer.
+    """The model of a run directory, of a peft or model folder or of a Hub id, in eval mode, and its tokenizer.
+
+    Of a run that trained adapters: its base, in the form that it had in training, and all its adapters, in fp32.
 
     >>> model, tokenizer = tunecli.load("outputs/sft_lora_smollm2/latest")
     """
-    from tunecli.peft_methods.load_run import load_run
+    from tunecli.peft_methods import loading
 
-    return load_run(path)
+    return loading.load(path)

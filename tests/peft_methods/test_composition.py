@@ -67,7 +67,7 @@ class TestEveryMethod:
         expected = logits(disturbed(lm))
         save_adapters(lm, self.methods(method), tmp_path, base="somewhere")
         ours = causal_lm(architecture)
-        assert load_adapters(ours, tmp_path) == [method]
+        assert load_adapters(ours, [tmp_path / method]) == [method]
         assert_close(logits(ours), expected, atol=1e-6, rtol=0)
         theirs = peft.PeftModel.from_pretrained(causal_lm(architecture), str(tmp_path / method))
         assert_close(logits(theirs), expected, atol=1e-6, rtol=0)
@@ -136,7 +136,7 @@ def test_two_loras_at_once_are_both_trained_and_both_saved(tmp_path: Path) -> No
     expected = logits(disturbed(lm))
     save_adapters(lm, methods, tmp_path, base="somewhere")
     loaded = causal_lm()
-    assert load_adapters(loaded, tmp_path) == ["lora", "second"]
+    assert load_adapters(loaded, [tmp_path / "lora", tmp_path / "second"]) == ["lora", "second"]
     assert_close(logits(loaded), expected, atol=1e-6, rtol=0)
 
 

@@ -6,18 +6,16 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from tunecli.chat.answering import Answer, Piece, answer
 from tunecli.chat.rendering import Message, Rendering, trained_on_raw_text
 from tunecli.chat.settings import Settings
-from tunecli.chat.sources import Source, find_source, names_of
 from tunecli.config.errors import UserError
 from tunecli.config.nearest import did_you_mean
 from tunecli.data.tokens import Encoding
-from tunecli.engine.precision import DTYPES, resolve_precision
-from tunecli.models.load import load_model, load_tokenizer, weight_dtype
+from tunecli.peft_methods.loading import load_base, tokenizer_of
+from tunecli.peft_methods.source import Source, find_source
 from tunecli.peft_methods.switching import add_adapter, switch_to
 from tunecli.run import encoding_of
 
@@ -126,10 +124,10 @@ def open_session(paths: list[str], settings: Settings, system: str | None) -> Se
         UserError: something is not there, or the adapters belong to different bases.
     """
     sources = [find_source(path) for path in paths]
-    names = ["base-adapter" if name == BASE else name for name in names_of(sources)]
+    names = ["base-adapter" if name == BASE else name for name in _names(sources)]
     _check_one_base(sources)
     leading = next((source for source in sources if source.adapters), sources[0])
-    lm = _load(leading)
+    lm = load_base(leading)
     models = {}
     for number, (name, source) in enumerate(zip(names, sources, strict=True)):
         if source.adapters:
@@ -143,6 +141,16 @@ def open_session(paths: list[str], settings: Settings, system: str | None) -> Se
     session = Session(lm, leading.base.path, models, next(iter(models.values())), settings, chosen_system=system)
     session.switch(session.active.name)
     return session
+
+
+def _names(sources: list[Source]) -> list[str]:
+    """The shortest ends of the paths that tell them apart."""
+    parts = [Path(source.path).expanduser().parts or (source.path,) for source in sources]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise UserError(f"named twice: {sources[0].path}", fix="name each path once")
 
 
 def _check_one_base(sources: list[Source]) -> None:
@@ -164,17 +172,6 @@ def _described(source: Source) -> str:
     return f"base {base.path}{revision}{form}" if source.adapters else f"the model {base.path}"
 
 
-def _load(source: Source) -> PreTrainedModel:
-    """The base in the form in which it was trained on."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.float32
-    if source.run is not None:
-        frozen = bool(source.run.peft)
-        precision = resolve_precision(source.run.train.precision, cpu=device.type == "cpu", frozen_base=frozen)
-        dtype = weight_dtype(source.run.model, DTYPES[precision], frozen=frozen)
-    return load_model(source.base, dtype=dtype, device=device).eval()
-
-
 def _add(lm: PreTrainedModel, name: str, source: Source, number: int) -> Model:
     adapters = []
     for folder in source.adapters:
@@ -185,11 +182,7 @@ def _add(lm: PreTrainedModel, name: str, source: Source, number: int) -> Model:
 
 
 def _rendering(source: Source) -> Rendering:
-    tokenizer: PreTrainedTokenizerBase
-    if source.tokenizer is not None:
-        tokenizer = AutoTokenizer.from_pretrained(source.tokenizer)
-    else:
-        tokenizer = load_tokenizer(source.base)
+    tokenizer = tokenizer_of(source)
     if source.run is None or source.run_dir is None:
         return Rendering(tokenizer, Encoding(), raw=False)
     return Rendering(tokenizer, encoding_of(source.run), raw=trained_on_raw_text(source.run, source.run_dir))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -38,7 +38,7 @@ class Evaluator:
     """token ids of `config.prompts`, as the model is asked"""
     batching: Batching
     accelerator: Accelerator
-    _samples: list[Sample] = field(default_factory=list)
+    _samples: dict[int, Sample] = field(default_factory=dict)
 
     def __call__(
         self, policy: Policy, proceed: Callable[[float], bool]
@@ -48,7 +48,7 @@ class Evaluator:
         Raises:
             Abandoned: `proceed`, which is told the share done and asked by all ranks together, said no.
         """
-        self._samples = []
+        self._samples = {}
         right: dict[str, list[bool]] = {}
         if self.validation is not None and self.config.exact_match:
             count = min(self.config.exact_match, len(self.validation))
@@ -56,15 +56,20 @@ class Evaluator:
         if self.validation is not None and self.config.choices:
             count = len(self.validation)
             right["choice_accuracy"] = self._judged(count, proceed, lambda chunk: self._choices(policy, chunk))
-        samples = gather_object(self._samples) if self.accelerator.num_processes > 1 else self._samples
-        return right, [*samples, *self._answered_prompts(policy)]
+        return right, [*self._gathered_samples(), *self._answered_prompts(policy)]
+
+    def _gathered_samples(self) -> list[Sample]:
+        samples = list(self._samples.items())
+        if self.accelerator.num_processes > 1:
+            samples = gather_object(samples)
+        return [sample for _, sample in sorted(samples, key=lambda item: item[0])]
 
     def _judged(
         self, count: int, proceed: Callable[[float], bool], judge: Callable[[list[int]], list[bool]]
     ) -> list[bool]:
         """Whether each of the first `count` validation examples is right. Ranks take as many chunks as each other."""
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
-        mine = list(range(rank, count, ranks))
+        mine = self._by_length(range(rank, count, ranks))
         right = torch.zeros(count, device=self.accelerator.device)
         for start in range(0, -(-count // ranks), TOGETHER):
             if not proceed(start * ranks / count):
@@ -73,6 +78,12 @@ class Evaluator:
             right[chunk] = torch.tensor(judge(chunk), dtype=right.dtype, device=right.device)
         return self.accelerator.reduce(right, "sum").bool().tolist()
 
+    def _by_length(self, indices: Iterable[int]) -> list[int]:
+        """Examples of about the same length come together, as shorter ones are padded."""
+        assert self.validation is not None
+        lengths = self.validation.lengths
+        return sorted(indices, key=lambda i: (-int(lengths[i]), i))
+
     def _matches(self, policy: Policy, chunk: list[int]) -> list[bool]:
         assert self.validation is not None
         questions = [question(self.validation, i) for i in chunk]
@@ -80,7 +91,7 @@ class Evaluator:
         answers = answer_all(policy, self.tokenizer, questions, self.config.max_new_tokens)
         for i, each, answer, right in zip(chunk, questions, answers, expected, strict=True):
             if i < SHOWN:
-                self._samples.append({"prompt": self._text(each.prompt), "answer": answer, "expected": right})
+                self._samples[i] = {"prompt": self._text(each.prompt), "answer": answer, "expected": right}
         return [answer == right for answer, right in zip(answers, expected, strict=True)]
 
     def _choices(self, policy: Policy, chunk: list[int]) -> list[bool]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
@@ -52,7 +53,7 @@ def generate(
     was_training = lm.training
     lm.eval()
     devices = [lm.device] if lm.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=devices), _contiguous_head_inputs(lm):
         torch.manual_seed(seed)
         for group in _groups(prompts):
             ids, mask = _left_padded([prompts[i] for i in group], pad_token_id)
@@ -62,6 +63,18 @@ def generate(
                 answers[i] = _until_stop(answer, stop_ids)
     lm.train(was_training)
     return answers
+
+
+@contextmanager
+def _contiguous_head_inputs(lm: PreTrainedModel) -> Iterator[None]:
+    """The last position of each prompt is a slice, of which torch makes a batched product: it would copy the head's
+    weight once for each prompt, which took two fifths of the time on a CPU."""
+    head = lm.get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _groups(prompts: Sequence[Sequence[int]]) -> list[list[int]]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from peft import PeftConfig as SavedPeftConfig
 from peft import get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTunerLayer, cast_adapter_dtype
 from peft.utils import load_peft_weights
 from safetensors.torch import save_file
 from torch import nn
@@ -98,19 +98,20 @@ def save_adapters(model: PreTrainedModel, names: Iterable[str], folder: Path, *,
         save_file(tensors, target / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
-def load_adapters(model: PreTrainedModel, folder: Path) -> list[str]:
-    """Inject the adapters in `folder/*/` into `model` and switch them on. Returns their names."""
-    names = sorted(path.parent.name for path in folder.glob("*/adapter_config.json"))
-    for name in names:
-        load_adapter(model, folder / name, adapter_name(name))
+def load_adapters(model: PreTrainedModel, folders: Sequence[Path]) -> list[str]:
+    """Inject the peft checkpoints `folders` into `model` and switch them on together. Returns their names."""
+    names = [folder.name for folder in folders]
+    for name, folder in zip(names, folders, strict=True):
+        load_adapter(model, folder, adapter_name(name))
     activate(model, map(adapter_name, names))
     return names
 
 
 def load_adapter(model: PreTrainedModel, folder: Path, adapter: str) -> None:
-    """Inject the peft checkpoint in `folder` under peft's name `adapter`."""
+    """Inject the peft checkpoint in `folder` under peft's name `adapter`, in fp32 as it was trained."""
     config = SavedPeftConfig.from_pretrained(str(folder))
     inject_adapter_in_model(config, model, adapter_name=adapter)
+    cast_adapter_dtype(model, adapter)
     saved = load_peft_weights(str(folder), device="cpu")
     state = {key.removeprefix(PLAIN_PEFT): value for key, value in saved.items()}
     set_peft_model_state_dict(model, state, adapter_name=adapter)

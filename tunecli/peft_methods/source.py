@@ -1,9 +1,9 @@
-"""What a path on the command line names: a whole model, or adapters and the base that they belong to."""
+"""What a path names: a whole model, or adapters and the base that they belong to."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from transformers.utils import cached_file
@@ -34,6 +34,11 @@ class Source:
     run_dir: Path | None = None
 
     @property
+    def started_from(self) -> ModelConfig:
+        """What training began with."""
+        return self.base if self.run is None or self.adapters else self.run.model
+
+    @property
     def base_key(self) -> tuple[str, ...]:
         """Equal for adapters that can be in one model."""
         path = resolve_path(self.base.path)
@@ -42,25 +47,34 @@ class Source:
         return (*parts, self.base.quantization.value if self.adapters else "")
 
 
-def find_source(path: str) -> Source:
-    """Raises UserError when a run has no result yet, or nothing is there."""
+def find_source(path: str, base: str | None = None) -> Source:
+    """What `path` names: a run directory or its result, a peft folder or a folder of them, a model folder, a Hub id
+    of a model or an adapter, or a builtin model.
+
+    Args:
+        base: Hub id or folder of what training began with, if not the one that adapters or run name.
+
+    Raises:
+        UserError: a run has no result yet, adapters do not say what they belong to, or nothing is there.
+    """
     folder = Path(path).expanduser()
     if path.startswith(PREFIX) or not folder.exists():
-        return _on_hub(path)
-    run_dir = _run_dir(folder)
-    if run_dir is not None:
-        return _of_run(path, folder, run_dir)
-    return _adapter(path, folder) if (folder / ADAPTER).is_file() else Source(path, ModelConfig(path=path))
+        found = _on_hub(path, base)
+    elif (run_dir := _run_dir(folder)) is not None:
+        found = _of_run(path, folder, run_dir)
+    else:
+        adapters = _adapters(folder)
+        found = _of_adapters(path, adapters, base) if adapters else Source(path, ModelConfig(path=path))
+    return _on_base(found, base) if base else found
 
 
-def names_of(sources: list[Source]) -> list[str]:
-    """The shortest ends of the paths that tell them apart."""
-    parts = [Path(source.path).expanduser().parts or (source.path,) for source in sources]
-    for length in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(part[-length:]) for part in parts]
-        if len(set(names)) == len(names):
-            return names
-    raise UserError(f"named twice: {sources[0].path}", fix="name each path once")
+def _on_base(source: Source, path: str) -> Source:
+    """`source` with another name of what training began with."""
+    run = source.run
+    if run is not None:
+        run = replace(run, model=replace(run.model, path=path, revision=None))
+    base = replace(source.base, path=path, revision=None) if source.adapters else source.base
+    return replace(source, base=base, run=run)
 
 
 def _run_dir(folder: Path) -> Path | None:
@@ -74,6 +88,11 @@ def _run_dir(folder: Path) -> Path | None:
     return None
 
 
+def _adapters(folder: Path) -> list[Path]:
+    """The peft folders that `folder` is or holds."""
+    return [folder] if (folder / ADAPTER).is_file() else sorted(file.parent for file in folder.glob(f"*/{ADAPTER}"))
+
+
 def _of_run(path: str, folder: Path, run_dir: Path) -> Source:
     config = load_config(run_dir / "config.yaml")
     result = run_dir / ("adapter" if config.peft else "model")
@@ -81,23 +100,22 @@ def _of_run(path: str, folder: Path, run_dir: Path) -> Source:
         raise UserError(f"{run_dir} has no result yet", where=str(result), fix=f"tune resume {run_dir}")
     if not config.peft:
         return Source(path, ModelConfig(path=str(result)), tokenizer=result, run=config, run_dir=run_dir)
-    adapters = (
-        [folder] if (folder / ADAPTER).is_file() else sorted(file.parent for file in result.glob(f"*/{ADAPTER}"))
-    )
+    adapters = [folder] if (folder / ADAPTER).is_file() else [result / name for name in config.peft]
     return Source(path, config.model, adapters, result, config, run_dir)
 
 
-def _adapter(path: str, folder: Path) -> Source:
-    saved = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
-    base = saved.get("base_model_name_or_path")
-    if not base:
-        raise UserError("the adapter does not say which base model it belongs to", where=str(folder / ADAPTER))
-    tokenizer = folder if (folder / TOKENIZER).is_file() else None
-    return Source(path, ModelConfig(path=base, revision=saved.get("revision")), [folder], tokenizer)
+def _of_adapters(path: str, adapters: list[Path], base: str | None) -> Source:
+    """Adapters that are not in a run directory."""
+    first = adapters[0]
+    saved = json.loads((first / ADAPTER).read_text(encoding="utf-8"))
+    named = base or saved.get("base_model_name_or_path")
+    if not named:
+        raise UserError("the adapter does not say which base model it belongs to", where=str(first / ADAPTER))
+    homes = [folder for folder in (first, first.parent) if (folder / TOKENIZER).is_file()]
+    return Source(path, ModelConfig(path=named, revision=saved.get("revision")), adapters, next(iter(homes), None))
 
 
-def _on_hub(path: str) -> Source:
-    """An adapter or a model on the Hub, or a builtin model."""
+def _on_hub(path: str, base: str | None) -> Source:
     known = resolve_path(path)  # refuses what looks like a folder
     if path.startswith(PREFIX):
         return Source(path, ModelConfig(path=path))
@@ -110,6 +128,5 @@ def _on_hub(path: str) -> Source:
         return Source(path, ModelConfig(path=path))
     from huggingface_hub import snapshot_download
 
-    return _adapter(
-        path, Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model"]))
-    )
+    folder = Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model"]))
+    return _of_adapters(path, [folder], base)

@@ -1,0 +1,79 @@
+"""The logits of two models on the same sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from tunecli.config.data import first_rows
+from tunecli.config.errors import UserError
+from tunecli.data.mixture import build
+from tunecli.peft_methods.source import Source
+from tunecli.run import encoding_of
+
+SEQUENCES, LENGTH = 4, 128
+"""What both models are compared on: so many sequences, of at most so many tokens."""
+ROWS = 256
+"""Rows of each source that are read to find validation examples."""
+
+
+def comparison_sequences(source: Source, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Tensor], str]:
+    """Token ids [tokens] of each, and what they are."""
+    if source.run is not None and source.run.data.validation is not None:
+        data = first_rows(source.run.data, ROWS)
+        try:
+            _, examples = build(data, tokenizer, encoding_of(source.run), show_progress=False)
+        except (UserError, OSError):
+            examples = None  # the data are no longer here
+        if examples:
+            chosen = [examples[i][0][:LENGTH] for i in range(min(SEQUENCES, len(examples)))]
+            return chosen, f"{len(chosen)} validation examples"
+    generator = torch.Generator().manual_seed(0)
+    size = (SEQUENCES, LENGTH // 2)
+    return list(torch.randint(len(tokenizer), size, generator=generator)), f"{SEQUENCES} random sequences"
+
+
+@torch.no_grad()
+def logits(model: torch.nn.Module, sequences: list[Tensor]) -> list[Tensor]:
+    """Of each sequence alone, in fp32 arithmetic whatever stores the weights; [tokens, vocabulary], on the CPU."""
+    device = next(model.parameters()).device
+    with _computing_in_fp32(model):
+        return [model(input_ids=ids[None].to(device), use_cache=False).logits[0].float().cpu() for ids in sequences]
+
+
+@contextmanager
+def _computing_in_fp32(model: torch.nn.Module) -> Iterator[None]:
+    """Each module's weights are fp32 while it runs, so that never more than one module's are so."""
+    kept: dict[int, list[tuple[torch.nn.Parameter, Tensor]]] = {}
+
+    def widen(module: torch.nn.Module, _: Any) -> None:
+        own = [p for p in module.parameters(recurse=False) if p.dtype in (torch.bfloat16, torch.float16)]
+        kept[id(module)] = [(p, p.data) for p in own]
+        for parameter in own:
+            parameter.data = parameter.data.float()
+
+    def narrow(module: torch.nn.Module, *_: Any) -> None:
+        for parameter, data in kept.pop(id(module), ()):
+            parameter.data = data
+
+    hooks = [module.register_forward_pre_hook(widen) for module in model.modules()]
+    hooks += [module.register_forward_hook(narrow, always_call=True) for module in model.modules()]
+    four_bit = {module: module.compute_dtype for module in model.modules() if hasattr(module, "compute_dtype")}
+    for module in four_bit:
+        module.compute_dtype = torch.float32
+    try:
+        yield
+    finally:
+        for module, dtype in four_bit.items():
+            module.compute_dtype = dtype
+        for hook in hooks:
+            hook.remove()
+
+
+def difference(one: list[Tensor], other: list[Tensor]) -> float:
+    return max((a - b).abs().max().item() for a, b in zip(one, other, strict=True))

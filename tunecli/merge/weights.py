@@ -1,0 +1,117 @@
+"""The arithmetic: adapters added to weights, or a fine-tuned model averaged with its base."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from tunecli.config.errors import UserError
+from tunecli.config.model import Quantization
+from tunecli.merge.comparison import difference, logits
+from tunecli.models.load import load_model
+from tunecli.peft_methods.loading import device, dtype_of, load_base
+from tunecli.peft_methods.source import Source
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What the merged model is compared with."""
+
+    logits: list[Tensor]
+    effect: float | None = None
+    """largest change of a logit by the adapters; None for full fine-tuning"""
+    of_activations: float | None = None
+    """largest difference to the logits of an 8-bit model, which rounds activations too; None for others"""
+
+
+def merge_adapters(
+    source: Source, dtype: torch.dtype, interpolation: float, sequences: list[Tensor], *, show_progress: bool
+) -> tuple[PreTrainedModel, Expected]:
+    """The merged model, in the finer of `dtype` and that of training."""
+    model = load_base(source)
+    tuned = _with_adapters(model, source.adapters, interpolation)
+    before = logits(tuned, sequences)
+    with tuned.disable_adapter():
+        effect = difference(before, logits(tuned, sequences))
+    of_activations = None
+    if source.base.quantization is not Quantization.none:
+        model = _dequantized(tuned.unload())
+        tuned = _with_adapters(model, source.adapters, interpolation)
+        if source.base.quantization is Quantization.int8:
+            quantised, before = before, logits(tuned, sequences)
+            of_activations = difference(quantised, before)
+    _untie(model)
+    # Updates are added in the finer dtype, so that a weight is rounded once.
+    cast(model, torch.promote_types(dtype_of(source), dtype))
+    merged = tuned.merge_and_unload(progressbar=show_progress, safe_merge=True)
+    return merged, Expected(before, effect, of_activations)
+
+
+def average(source: Source, interpolation: float, sequences: list[Tensor]) -> tuple[PreTrainedModel, Expected]:
+    """A full run's model and what it began with, weight by weight in fp32."""
+    start = load_model(source.started_from, dtype=torch.float32, device=device())
+    tuned = load_model(source.base, dtype=torch.float32, device=device())
+    weights = dict(start.named_parameters())
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if name not in weights or weights[name].shape != parameter.shape:
+                fix = "it is not the base"
+                raise UserError(f"{source.started_from.path} has no weight {name} of this shape", fix=fix)
+            parameter.copy_(torch.lerp(weights[name], parameter, interpolation))
+    return tuned.eval(), Expected(logits(tuned, sequences))
+
+
+def _dequantized(model: PreTrainedModel) -> PreTrainedModel:
+    """`model` in the dtype that its quantised layers compute in."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # it warns of the cast that it is called for
+    try:
+        return model.dequantize()
+    finally:
+        logging.set_verbosity(level)
+
+
+def _with_adapters(model: PreTrainedModel, folders: Sequence[Path], interpolation: float) -> PeftModel:
+    """All of them on, their updates scaled by `interpolation`."""
+    names = [f"merge_{i}" for i in range(len(folders))]
+    tuned = PeftModel.from_pretrained(model, str(folders[0]), adapter_name=names[0])
+    if not hasattr(tuned.base_model, "merge_and_unload"):
+        raise UserError(
+            "this kind of adapter is not part of any weight", where=str(folders[0]), fix="use it unmerged"
+        )
+    for name, folder in zip(names[1:], folders[1:], strict=True):
+        tuned.load_adapter(str(folder), adapter_name=name)
+    tuned.base_model.set_adapter(names)
+    if interpolation != 1:
+        for module in tuned.modules():
+            if hasattr(module, "scale_layer"):
+                module.scale_layer(interpolation)
+    return tuned.eval()
+
+
+def _untie(model: PreTrainedModel) -> None:
+    """Give the output embedding weights of its own where an adapter changes it, or its tied twin, but not both."""
+    pair = [model.get_output_embeddings(), model.get_input_embeddings()]
+    if None in pair or not any(isinstance(module, BaseTunerLayer) for module in pair):
+        return
+    head, embedding = (module.get_base_layer() if isinstance(module, BaseTunerLayer) else module for module in pair)
+    if head.weight is embedding.weight:
+        head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+        model.config.tie_word_embeddings = False
+
+
+def cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Weights alone: buffers, such as the frequencies of rotary embeddings, keep their precision, and so do weights
+    that transformers keep in fp32 beside a smaller dtype."""
+    stored = model.dtype
+    for parameter in model.parameters():
+        if parameter.dtype == stored:
+            parameter.data = parameter.data.to(dtype)

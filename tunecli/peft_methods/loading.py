@@ -1,0 +1,62 @@
+"""What `find_source` found as a model: the base in the form in which it was trained on, with its adapters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from tunecli.config.model import ModelConfig
+from tunecli.engine.precision import DTYPES, resolve_precision
+from tunecli.models.load import load_model, load_tokenizer, resolve_path, weight_dtype
+from tunecli.peft_methods.composition import load_adapters
+from tunecli.peft_methods.source import Source, find_source
+
+
+def load(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model that `path` names, all its adapters on, in eval mode, and its tokenizer.
+
+    Raises:
+        UserError: a run has no result yet, or the model cannot be found.
+    """
+    source = find_source(str(path))
+    model = load_base(source)
+    load_adapters(model, source.adapters)
+    return model.eval(), tokenizer_of(source)
+
+
+def load_base(source: Source) -> PreTrainedModel:
+    """Without the adapters, in eval mode."""
+    return load_model(source.base, dtype=dtype_of(source), device=device()).eval()
+
+
+def tokenizer_of(source: Source) -> PreTrainedTokenizerBase:
+    """That of the result, with the template as trained; of an adapter that came without one, its base's."""
+    if source.tokenizer is not None:
+        return AutoTokenizer.from_pretrained(source.tokenizer)
+    return load_tokenizer(source.base)
+
+
+def dtype_of(source: Source) -> torch.dtype:
+    """Of the weights, quantised ones aside: as in training; of what we did not train, as it is stored."""
+    if source.run is None:
+        return _stored_dtype(source.base)
+    frozen = bool(source.run.peft)
+    precision = resolve_precision(source.run.train.precision, cpu=device().type == "cpu", frozen_base=frozen)
+    return weight_dtype(source.run.model, DTYPES[precision], frozen=frozen)
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _stored_dtype(model: ModelConfig) -> torch.dtype:
+    """As the model's own configuration says; without a word there, float32."""
+    try:
+        config = AutoConfig.from_pretrained(
+            resolve_path(model.path), revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+    except (OSError, ValueError):
+        return torch.float32  # `load_model` finds the words for a model that cannot be had
+    return config.dtype if config.dtype in DTYPES.values() else torch.float32
