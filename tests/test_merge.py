@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from merging import finished_run
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -18,7 +18,7 @@ from tunecli.cli import main
 from tunecli.config.errors import UserError
 from tunecli.config.model import DType
 from tunecli.config.paths import cache_dir
-from tunecli.merge import MergeRefused, logits, merge, weights
+from tunecli.merge import MergeRefused, logits, merge
 from tunecli.models.builtin import materialize
 
 IDS = [torch.randint(4, 200, (17,), generator=torch.Generator().manual_seed(0))]
@@ -138,7 +138,7 @@ def test_shards(run: Path, tmp_path: Path) -> None:
 def test_another_model_than_the_unmerged_one_is_refused_and_nothing_is_left(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(weights.PeftModel, "merge_and_unload", lambda tuned, **_: tuned.unload(), raising=False)
+    monkeypatch.setattr(PeftModel, "merge_and_unload", lambda tuned, **_: tuned.unload(), raising=False)
     with pytest.raises(MergeRefused, match="logits differ by up to"):
         merge([run], tmp_path / "out" / "m", dtype=DType.bfloat16)
     assert list((tmp_path / "out").iterdir()) == []
