@@ -21,7 +21,7 @@ from transformers import AutoTokenizer
 from tests.data.conftest import family, plain_tokenizer, template_text  # noqa: F401 - fixtures
 from tunecli.chat import answering
 from tunecli.chat.answering import _Text, answer
-from tunecli.chat.rendering import Rendering, trained_on_raw_text
+from tunecli.chat.rendering import Rendering, formats_of
 from tunecli.chat.session import Session, open_session
 from tunecli.chat.settings import Settings, changed
 from tunecli.chat.terminal import Chat, Wrapping
@@ -31,6 +31,7 @@ from tunecli.config.errors import UserError
 from tunecli.config.peft import LoraConfig
 from tunecli.config.run import RunConfig, to_yaml
 from tunecli.data.examples import Messages, PromptCompletion
+from tunecli.data.prompts import trained_on_raw_text
 from tunecli.data.templates import apply_chat_template_choice
 from tunecli.data.tokenize import Encoding, tokenize
 from tunecli.models.builtin import byte_tokenizer, materialize
@@ -169,6 +170,10 @@ class TestPrompts:
             rendering.ids([SYSTEM, *TURNS[:1]])
 
 
+def trained_raw(config: RunConfig, run_dir: Path) -> bool:
+    return trained_on_raw_text(config.data, formats_of(config, run_dir))
+
+
 class TestRawRuns:
     def config(self, *overrides: str) -> RunConfig:
         return compose_run("smoke_sft_lora", list(overrides)).config
@@ -181,12 +186,12 @@ class TestRawRuns:
             (["text", "messages"], False),
         ):
             (tmp_path / "environment.json").write_text(json.dumps({"data": {"train": {"formats": formats}}}))
-            assert trained_on_raw_text(config, tmp_path) is raw
+            assert trained_raw(config, tmp_path) is raw
 
     def test_without_a_note_the_configuration_tells(self, tmp_path: Path):
-        assert trained_on_raw_text(self.config("data.format=text"), tmp_path)
-        assert not trained_on_raw_text(self.config("data.format=messages"), tmp_path)
-        assert not trained_on_raw_text(self.config("data.format=auto"), tmp_path)
+        assert trained_raw(self.config("data.format=text"), tmp_path)
+        assert not trained_raw(self.config("data.format=messages"), tmp_path)
+        assert not trained_raw(self.config("data.format=auto"), tmp_path)
 
     @pytest.mark.parametrize(
         ("row", "raw"),
@@ -196,9 +201,9 @@ class TestRawRuns:
         file = tmp_path / "rows.jsonl"
         file.write_text(json.dumps(row))
         config = self.config("data.format=prompt_completion", f"data.path={file}")
-        assert trained_on_raw_text(config, tmp_path) is raw
+        assert trained_raw(config, tmp_path) is raw
         file.unlink()
-        assert trained_on_raw_text(config, tmp_path)
+        assert trained_raw(config, tmp_path)
 
     def test_the_text_is_continued_as_it_is(self, tmp_path: Path):
         run = write_run(tmp_path / "raw", 3, "data.format=text")

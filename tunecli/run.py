@@ -27,7 +27,7 @@ from tunecli.data.examples import Unusable
 from tunecli.data.feed import Feed, Shuffled, stream
 from tunecli.data.left_out import LeftOut
 from tunecli.data.mixture import Mixture, build, shares
-from tunecli.data.prompts import RAW_FORMATS, chat_prompt, raw_prompt
+from tunecli.data.prompts import chat_prompt, raw_prompt, trained_on_raw_text
 from tunecli.data.tokens import Encoding
 from tunecli.engine.checkpoint import (
     Checkpoint,
@@ -128,10 +128,7 @@ def main(config: RunConfig, run_dir: Path) -> int:
     exit_status = 0 if finished else 128 + (stop.number or 15)
     if accelerator.is_main_process and finished:
         if config.train.keep_best and progress.best_step not in (0, progress.step):
-            restore_best(recorder.best, policy, progress.best_step)
-            display.note(
-                f"the result is the model after step {progress.best_step}, the best by {config.train.best_metric}"
-            )
+            _go_back_to_best(config, policy, recorder, progress.best_step, display)
         save_result(config, policy, data, run_dir)
     recorder.status("finished" if finished else "interrupted", step=progress.step, exit_status=exit_status)
     trackers.finish()
@@ -228,13 +225,18 @@ def prompt_ids(config: RunConfig, data: Data) -> list[list[int]]:
     """`evaluation.prompts` as the model is asked: through the chat template, where training goes through it."""
     known = data.train or data.validation
     formats = [format.name for format in known.formats] if known is not None else [config.data.format]
-    if all(name in RAW_FORMATS for name in formats):
+    if trained_on_raw_text(config.data, formats):
         return [raw_prompt(text, data.tokenizer) for text in config.evaluation.prompts]
     chats = [[{"role": "user", "content": text}] for text in config.evaluation.prompts]
     try:
         return [chat_prompt(chat, data.tokenizer, encoding_of(config)) for chat in chats]
     except Unusable as error:
         raise UserError(error.what, where="evaluation.prompts", fix=error.fix) from error
+
+
+def _go_back_to_best(config: RunConfig, policy: Policy, recorder: Recorder, step: int, display: Display) -> None:
+    restore_best(recorder.best, policy, step)
+    display.note(f"the result is the model after step {step}, the best by {config.train.best_metric}")
 
 
 def save_result(config: RunConfig, policy: Policy, data: Data, run_dir: Path) -> None:

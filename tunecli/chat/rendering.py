@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from tunecli.config.data import SystemPolicy, training_sources
-from tunecli.config.data_files import is_local
 from tunecli.config.errors import UserError
 from tunecli.config.run import RunConfig
-from tunecli.data.examples import Example, Messages, Unusable
-from tunecli.data.formats import choose_format
-from tunecli.data.prompts import RAW_FORMATS, chat_prompt, raw_prompt
-from tunecli.data.rows import Row
-from tunecli.data.source import read_rows
+from tunecli.data.examples import Messages, Unusable
+from tunecli.data.prompts import chat_prompt, raw_prompt
 from tunecli.data.templates import ChatTemplate
 from tunecli.data.tokenize import PROBE
 from tunecli.data.tokens import Encoding
@@ -86,17 +80,7 @@ class Rendering:
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
-def trained_on_raw_text(config: RunConfig, run_dir: Path) -> bool:
-    """Whether no example of a run went through the chat template."""
-    names = _formats(config, run_dir)
-    if not all(name in RAW_FORMATS for name in names):
-        return False
-    return "prompt_completion" not in names or not any(
-        isinstance(example, Messages) for example in _first_examples(config)
-    )
-
-
-def _formats(config: RunConfig, run_dir: Path) -> list[str]:
+def formats_of(config: RunConfig, run_dir: Path) -> list[str]:
     """Names of the formats that the run read its rows with; as configured, where it did not note them."""
     try:
         data = json.loads((run_dir / "environment.json").read_text(encoding="utf-8"))["data"]
@@ -104,16 +88,3 @@ def _formats(config: RunConfig, run_dir: Path) -> list[str]:
     except (OSError, KeyError, ValueError):
         return [source.format for source in training_sources(config.data)]
     return [str(name).split(",")[0].split(" (")[0] for name in noted]
-
-
-def _first_examples(config: RunConfig) -> Iterator[Example]:
-    """The first row of each source that is still there, as its format reads it."""
-    for source in training_sources(config.data):
-        if not is_local(source.path):
-            continue
-        try:
-            for row in islice(read_rows(source, config.data.sample_by), 1):
-                if isinstance(row, Row):
-                    yield choose_format(source.format, source.columns, row.values)(row.values)
-        except (UserError, Unusable):
-            continue

@@ -9,10 +9,11 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from tunecli.chat.answering import Answer, Piece, answer
-from tunecli.chat.rendering import Message, Rendering, trained_on_raw_text
+from tunecli.chat.rendering import Message, Rendering, formats_of
 from tunecli.chat.settings import Settings
 from tunecli.config.errors import UserError
 from tunecli.config.nearest import did_you_mean
+from tunecli.data.prompts import trained_on_raw_text
 from tunecli.data.tokens import Encoding
 from tunecli.peft_methods.loading import load_base, tokenizer_of
 from tunecli.peft_methods.source import Source, find_source
@@ -185,4 +186,5 @@ def _rendering(source: Source) -> Rendering:
     tokenizer = tokenizer_of(source)
     if source.run is None or source.run_dir is None:
         return Rendering(tokenizer, Encoding(), raw=False)
-    return Rendering(tokenizer, encoding_of(source.run), raw=trained_on_raw_text(source.run, source.run_dir))
+    raw = trained_on_raw_text(source.run.data, formats_of(source.run, source.run_dir))
+    return Rendering(tokenizer, encoding_of(source.run), raw=raw)

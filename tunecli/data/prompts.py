@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from tunecli.config.data import Thinking
+from tunecli.config.data import DataConfig, Thinking, training_sources
+from tunecli.config.data_files import is_local
+from tunecli.config.errors import UserError
 from tunecli.data.conversation import with_system, without_thinking
-from tunecli.data.examples import Messages
+from tunecli.data.examples import Example, Messages, Unusable
+from tunecli.data.formats import choose_format
+from tunecli.data.rows import Row
+from tunecli.data.source import read_rows
 from tunecli.data.templates import ChatTemplate
 from tunecli.data.text_encoder import TextEncoder
 from tunecli.data.tokens import Encoding
@@ -16,6 +23,32 @@ if TYPE_CHECKING:
 
 RAW_FORMATS = ("text", "prompt_completion")
 """Formats that are trained without a chat template (prompt_completion unless it holds messages)."""
+
+
+def trained_on_raw_text(data: DataConfig, formats: Collection[str]) -> bool:
+    """Whether no example goes through the chat template, as far as the first row of each source tells.
+
+    Args:
+        formats: the names of those that the sources were read with.
+    """
+    if not all(name in RAW_FORMATS for name in formats):
+        return False
+    return "prompt_completion" not in formats or not any(
+        isinstance(example, Messages) for example in _first_examples(data)
+    )
+
+
+def _first_examples(data: DataConfig) -> Iterator[Example]:
+    """The first row of each source that is still there, as its format reads it."""
+    for source in training_sources(data):
+        if not is_local(source.path):
+            continue
+        try:
+            for row in islice(read_rows(source, data.sample_by), 1):
+                if isinstance(row, Row):
+                    yield choose_format(source.format, source.columns, row.values)(row.values)
+        except (UserError, Unusable):
+            continue
 
 
 def chat_prompt(messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, encoding: Encoding) -> list[int]:
