@@ -31,6 +31,7 @@ from tunecli.config.errors import UserError
 from tunecli.config.peft import LoraConfig
 from tunecli.config.run import RunConfig, to_yaml
 from tunecli.data.examples import Messages, PromptCompletion
+from tunecli.data.formats.turns import read_conversation
 from tunecli.data.prompts import trained_on_raw_text
 from tunecli.data.templates import apply_chat_template_choice
 from tunecli.data.tokenize import Encoding, tokenize
@@ -456,6 +457,27 @@ def talk(session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
     return type_in
 
 
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """`said(texts..., stopped=..., length=...)`: what the models answer from now on, and which of it ended so."""
+
+    def prepare(*texts: str, stopped: tuple[str, ...] = (), length: tuple[str, ...] = ()) -> None:
+        coming = iter(texts)
+
+        def give(*_: object) -> answering.Answer:
+            text = next(coming)
+            ended = "stopped" if text in stopped else "length" if text in length else "end"
+            return answering.Answer(text, 1, ended, 0)
+
+        monkeypatch.setattr("tunecli.chat.session.answer", give)
+
+    return prepare
+
+
+def rows_of(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
 def questions(session: Session) -> list[str]:
     return [message["content"] for message in session.messages[::2]]
 
@@ -526,23 +548,49 @@ class TestTyping:
         assert shown.count("system: Be long.") == 2 and shown.count("there is no system message") == 2
         assert session.chosen_system == ""
 
-    def test_saved_conversations_are_what_we_train_on(self, session: Session, talk, tmp_path: Path):
-        talk(
-            "/save chats.jsonl",
-            "Hello",
-            "More\\",
-            "lines 東",
-            "/adapter two",
-            "/save chats.jsonl",
-            "/save chats.jsonl",
-        )
-        rows = [json.loads(line) for line in (tmp_path / "chats.jsonl").read_text(encoding="utf-8").splitlines()]
-        assert len(rows) == 2 and rows[0] == rows[1]
-        assert rows[0]["messages"] == [{"role": "system", "content": "Be brief, [1]"}, *session.messages]
-        (item,) = tokenize(Messages(rows[0]["messages"]), session.active.rendering.tokenizer, Encoding())
+    def test_saved_conversations_are_what_we_train_on(self, session: Session, talk, said, tmp_path: Path):
+        said("Hi", "two\nlines 東")
+        shown = talk("/save chats.jsonl", "/adapter two", "Hello", "More\\", "lines", "/save chats.jsonl")
+        assert "no answer to save yet" in shown and "1 row added" in shown and "not trained" not in shown
+        (row,) = rows_of(tmp_path / "chats.jsonl")
+        assert row["messages"] == [{"role": "system", "content": "Be brief, [1]"}, *session.messages]
+        (item,) = tokenize(Messages(row["messages"]), session.active.rendering.tokenizer, Encoding())
         prompt = session.prompt_ids(session.messages[:3])
         assert item.input_ids[: len(prompt)] == prompt
         assert "cannot be written" in talk("/save no/such/folder/x.jsonl")
+
+    def test_answers_without_an_end_or_under_another_system_are_not_trained_on(
+        self, session: Session, talk, said, tmp_path: Path
+    ):
+        said("early", "whole", "stopp", "cut", stopped=("stopp",), length=("cut",))
+        shown = talk("/system Old.", "a", "/system New.", "b", "c", "d", "/system Later.", "/save chats.jsonl")
+        (row,) = rows_of(tmp_path / "chats.jsonl")
+        assert row["messages"][0] == {"role": "system", "content": "New."}
+        assert [message.get("train") for message in row["messages"][2::2]] == [False, None, False, False]
+        (item,) = tokenize(
+            read_conversation(row["messages"], "messages"), session.active.rendering.tokenizer, Encoding()
+        )
+        trained = [item.input_ids[start:end] for start, end in item.spans]
+        assert [session.active.rendering.tokenizer.decode(ids, skip_special_tokens=True) for ids in trained] == [
+            "whole"
+        ]
+        told = "not trained on: 3 answers (1 was given under another system message, 1 was stopped, 1 was cut"
+        assert told in " ".join(shown.split())
+
+    def test_nothing_is_saved_twice_and_only_as_jsonl(self, session: Session, talk, said, tmp_path: Path):
+        said("one", "half", "two", stopped=("half",))
+        shown = talk("Hello", "/save a.jsonl", "/save ./a.jsonl", "/save a.txt", "/save b.jsonl")
+        assert "nothing is new since the last /save" in shown and "fix: /save a.jsonl" in shown
+        assert len(rows_of(tmp_path / "a.jsonl")) == 1 and not (tmp_path / "a.txt").exists()
+        talk("/undo", "stop me", "/save c.jsonl")
+        assert "no whole answer" in talk("/save c.jsonl") and not (tmp_path / "c.jsonl").exists()
+        talk("/undo", "more", "/save a.jsonl")
+        assert [row["messages"][-1]["content"] for row in rows_of(tmp_path / "a.jsonl")] == ["one", "two"]
+
+    def test_long_names_are_shortened_in_the_prompt(self, session: Session, talk):
+        session.active = replace(session.active, name="sft_lora_smollm2 2026-11-22_21-40-43")
+        prompt = talk("/help").splitlines()[-1]
+        assert prompt == "sft_lora_sm…026-11-22_21-40-43> "
 
     @pytest.mark.parametrize("width", [80, 120])
     def test_compare(self, session: Session, talk, width: int):

@@ -30,10 +30,11 @@ def until_trained(run_dir: Path) -> None:
 
 @pytest.mark.parametrize("number", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_detached_run_is_stopped_with_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str], number: int):
-    run_dir = tmp_path / "run"
+    run_dir = tmp_path / "smoke_sft_lora" / "run"
     launch = ["launch=cpu", f"launch.num_processes={number}", f"output_dir={run_dir}"]
     started = tune("run", *ENDLESS, *launch, "--detach")
     assert started.returncode == 0 and f"tune stop {run_dir}" in started.stdout
+    assert (tmp_path / "smoke_sft_lora" / "latest").resolve() == run_dir.resolve()
     until_trained(run_dir)
     (first, *_) = processes(run_dir)
     assert os.getsid(first.pid) != os.getsid(0) and first.terminal() is None

@@ -9,6 +9,7 @@ import pytest
 import torch
 from merging import finished_run
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -135,15 +136,27 @@ def test_shards(run: Path, tmp_path: Path) -> None:
     assert_close(of_run(tmp_path / "m"), of_run(run), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("broken", "said"), [("layers", "merging (.*)_proj gives another layer"), ("file", "logits differ by up to")]
+)
 def test_another_model_than_the_unmerged_one_is_refused_and_nothing_is_left(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    broken: str,
+    said: str,
 ) -> None:
-    monkeypatch.setattr(PeftModel, "merge_and_unload", lambda tuned, **_: tuned.unload(), raising=False)
-    with pytest.raises(MergeRefused, match="logits differ by up to"):
-        merge([run], tmp_path / "out" / "m", dtype=DType.bfloat16)
-    assert list((tmp_path / "out").iterdir()) == []
+    if broken == "layers":
+        monkeypatch.setattr(LoraLinear, "merge", lambda layer, **_: None)
+    else:
+        monkeypatch.setattr("tunecli.merge.weights._merge_layers", lambda tuned, **_: None)
+        monkeypatch.setattr(PeftModel, "merge_and_unload", lambda tuned, **_: tuned.unload(), raising=False)
+    with pytest.raises(MergeRefused, match=said):
+        merge([run], tmp_path / "out" / "m")
+    assert not list(tmp_path.glob("out/*"))
     assert main(["merge", str(run), str(tmp_path / "out" / "m")]) == 1
-    assert "Nothing was written" in capsys.readouterr().err
+    assert "othing was written" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -151,8 +164,9 @@ def test_another_model_than_the_unmerged_one_is_refused_and_nothing_is_left(
     [
         (["peft=full"], {}, "--interpolate 0.5 averages it"),
         ([], {"interpolation": 1.5}, "from 0 (the base) to 1"),
-        ([], {"to": "run"}, "is there already"),
+        ([], {"to": "run"}, "is no model folder"),
         ([], {"to": "run", "force": True}, "is no model folder"),
+        ([], {"to": "run/config.yaml/x"}, "cannot be made: Not a directory"),
     ],
 )
 def test_refusals(tmp_path: Path, words: list[str], arguments: dict, said: str) -> None:
@@ -167,7 +181,7 @@ def test_refusals(tmp_path: Path, words: list[str], arguments: dict, said: str) 
 
 
 def test_what_is_no_run_and_adapters_of_other_bases(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="neither a run directory nor a peft adapter"):
+    with pytest.raises(UserError, match="is no run directory, adapter or model"):
         merge([tmp_path])
     other = finished_run(tmp_path / "other", "model=tiny_qwen3")
     with pytest.raises(UserError, match="is an adapter for builtin:tiny_qwen3"):
@@ -188,3 +202,17 @@ def test_the_builtin_base_is_left_as_it_was(run: Path, tmp_path: Path) -> None:
     merge([run], tmp_path / "m")
     assert before == {path: path.read_bytes() for path in materialize("tiny_llama").iterdir()}
     assert str(cache_dir()) not in (tmp_path / "m" / "README.md").read_text()
+
+
+def test_a_merged_model_is_replaced_only_by_force(run: Path, tmp_path: Path) -> None:
+    merge([run], tmp_path / "m")
+    with pytest.raises(UserError, match="is there already(.|\n)*--force"):
+        merge([run], tmp_path / "m")
+    assert merge([run], tmp_path / "m", dtype=DType.bfloat16, force=True).dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("size", ["0", "0GB", "5", "x"])
+def test_sizes_that_are_none(run: Path, size: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["merge", str(run), "m", "--max-shard-size", size])
+    assert ended.value.code == 2

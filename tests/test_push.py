@@ -222,6 +222,25 @@ def test_a_full_run_a_peft_folder_and_two_adapters(tmp_path: Path, run: Path) ->
     assert not [name for name in names(two) | names(full) if "checkpoint" in name or "optimizer" in name]
 
 
+def test_an_adapter_of_a_run_has_its_tokenizer(tmp_path: Path) -> None:
+    run = finished_run(tmp_path / "run", "data.validation=null")
+    inner = names(run / "adapter" / "lora")
+    assert {"adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= inner
+    (run / "config.yaml").unlink()
+    assert "tokenizer.json" not in names(run / "adapter" / "lora")  # somebody's folder above is none of ours
+
+
+@pytest.mark.parametrize(("base", "noted"), [("SmolLM2-135M-Instruct", True), ("you/base", False)])
+def test_the_base_of_merged_weights_is_told_by_their_card(tmp_path: Path, base: str, noted: bool) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    (tmp_path / "README.md").write_text(f"---\nbase_model: {base}\nlicense: mit\n---\n# Merged\n")
+    upload = prepare(tmp_path, "me/x")
+    assert any("no Hub id" in note for note in upload.notes) is noted
+    card = ModelCard(next(file.content for file in upload.files if file.name == "README.md").decode())
+    assert card.data.base_model == (None if noted else base)
+
+
 @pytest.mark.parametrize(("repo", "said"), [("x", "whose it is"), ("a/b/c", "a/b/c"), ("me/..x", "me/..x")])
 def test_repository_names(run: Path, repo: str, said: str) -> None:
     with pytest.raises(UserError, match=said):

@@ -207,7 +207,7 @@ def test_mistakes_get_one_message_and_status_2(tmp_path: Path, word: str, said: 
 def test_answers_are_generated_in_the_precision_of_training(tmp_path: Path) -> None:
     """Adapters in fp32 on a bf16 base need autocast outside of training too."""
     words = ["train.precision=bf16", "train.max_steps=1", "train.eval_every=1", "evaluation.exact_match=3"]
-    words += ["evaluation.choices=[a,b]", "evaluation.prompts=[Hello]", f"output_dir={tmp_path / 'run'}"]
+    words += ["evaluation.choices=[Lima.,Five.]", "evaluation.prompts=[Hello]", f"output_dir={tmp_path / 'run'}"]
     done = tune("run", "recipe=smoke_sft_lora", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     evaluations = [line for line in lines(tmp_path / "run") if "eval/loss" in line]

@@ -29,7 +29,7 @@ from tunecli.config.data_files import exists, is_glob
 from tunecli.config.errors import ConfigError, Problem, UserError
 from tunecli.config.launch import Strategy
 from tunecli.config.origins import find_origins
-from tunecli.config.paths import display
+from tunecli.config.paths import display, point_latest_at
 from tunecli.config.run import RunConfig, to_yaml
 from tunecli.config.run_lock import lock_run
 from tunecli.config.train import Precision
@@ -111,7 +111,7 @@ def resume(run_dir: Path, overrides: list[str], detach: bool = False) -> int:
     if config.train.max_steps is not None and done > config.train.max_steps:
         raise UserError(
             f"the run has taken {done} steps already, more than train.max_steps={config.train.max_steps}",
-            fix=f"train.max_steps={2 * done}, say",
+            fix="a number above that trains further; to train less, start a new run",
         )
     if problems := [*find_problems(config), *machine_problems(config)]:
         raise ConfigError(problems)
@@ -131,6 +131,8 @@ def stop(run_dir: Path) -> int:
     Raises:
         UserError: no process of it runs on this machine.
     """
+    if not (run_dir / "config.yaml").is_file():
+        raise UserError(f"{run_dir} is not a run directory", fix="name one that holds a config.yaml")
     workers = _workers(run_dir)
     if not workers:
         raise UserError(
@@ -255,6 +257,7 @@ def _start(plan: Plan) -> int:
 def _detach(plan: Plan) -> int:
     """Start the run in a session of its own, so that it outlives this terminal; it prints into console.txt."""
     sys.stdout.flush()
+    point_latest_at(plan.run_dir, plan.config.recipe)
     if process := os.fork():
         where = display(plan.run_dir)
         print(f"detached as process {process}\n  follow it: tune logs -f {where}\n  end it:    tune stop {where}")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -242,12 +242,23 @@ def _find(path: Path) -> _Found:
     config = path.parent / "config.yaml"
     known = config if config.is_file() else None
     if (path / "config.json").is_file():
-        base = load_config(known).model.path if known else None
+        base = load_config(known).model.path if known else _base_of_card(path / CARD)
         return _Found(Result.model, {"": path}, path / CARD, known, base)
     if (path / "adapter_config.json").is_file():
         base = json.loads((path / "adapter_config.json").read_text())["base_model_name_or_path"]
-        return _Found(Result.adapter, {"": path}, path / CARD, None, base)
+        of_run = path.parent.name == "adapter" and (path.parents[1] / "config.yaml").is_file()
+        tokenizer = {".": path.parent} if of_run else {}  # lies there once for all adapters of the run
+        return _Found(Result.adapter, {"": path} | tokenizer, path / CARD, None, base)
     raise UserError("holds no result that could be published", where=str(path), fix="a run directory, or its merged/")
+
+
+def _base_of_card(file: Path) -> str | None:
+    """What the card of a folder that is in no run names: a Hub id; or a path again, of which `card.public` left the
+    last part."""
+    base = ModelCard.load(file, ignore_metadata_errors=True).data.base_model if file.is_file() else None
+    if not isinstance(base, str):
+        return None
+    return base if "/" in base else f"./{base}"
 
 
 def _of_run(run_dir: Path) -> _Found:

@@ -18,6 +18,7 @@ from tunecli.config.data import Overlap, validation_share
 from tunecli.config.errors import UserError
 from tunecli.config.launch import Strategy
 from tunecli.config.paths import display as typed
+from tunecli.config.paths import point_latest_at
 from tunecli.config.run import RunConfig, micro_batch_tokens, to_yaml
 from tunecli.config.run_lock import lock_run
 from tunecli.config.train import Precision
@@ -47,6 +48,7 @@ from tunecli.engine.recorder import Recorder
 from tunecli.engine.signals import StopSignal
 from tunecli.engine.stage import Stage
 from tunecli.engine.trackers import Trackers
+from tunecli.evaluation.answers import check_choices
 from tunecli.evaluation.evaluator import Evaluator
 from tunecli.models.load import load_model, load_tokenizer, num_parameters, resolve_path, weight_dtype
 from tunecli.models.policy import ONEDNN_MULTIPLE, Policy
@@ -107,7 +109,7 @@ def main(config: RunConfig, run_dir: Path) -> int:
     if accelerator.is_main_process:
         _write_environment(run_dir, data)
         if checkpoint is None:
-            _point_latest_at(run_dir, config)
+            point_latest_at(run_dir, config.recipe)
     _announce(config, display, policy, data, precision.value, num_steps, checkpoint)
     recorder.status("running", step=progress.step, exit_status=0)
     finished = train(
@@ -144,6 +146,8 @@ def prepare_data(config: RunConfig, *, show_progress: bool) -> Data:
     """Tokenizer and tokenised data, from the cache where they are there already."""
     tokenizer = load_tokenizer(config.model)
     train, validation = build(config.data, tokenizer, encoding_of(config), show_progress=show_progress)
+    if validation is not None and config.evaluation.choices:
+        check_choices(validation, tokenizer, config.evaluation.choices)
     return Data(tokenizer, train, validation)
 
 
@@ -336,13 +340,3 @@ def _say_goodbye(display: Display, run_dir: Path, *, finished: bool, step: int, 
     else:
         display.note(f"stopped after step {step} of {num_steps}, checkpoint saved", style="yellow")
         display.note(f"  go on with: tune resume {typed(run_dir)}", style="yellow")
-
-
-def _point_latest_at(run_dir: Path, config: RunConfig) -> None:
-    """`outputs/<recipe>/latest`, where the run directory lies in the usual place."""
-    if run_dir.parent.name != config.recipe:
-        return
-    beside = run_dir.parent / ".latest.partial"
-    beside.unlink(missing_ok=True)
-    beside.symlink_to(run_dir.name)
-    beside.rename(run_dir.parent / "latest")

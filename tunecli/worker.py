@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from tunecli.config.compose import load_config
 from tunecli.config.errors import TrainingStopped, UserError, print_error
+from tunecli.engine.quiet import no_foreign_bars
 
 
 def main(run_dir: Path) -> int:
@@ -39,10 +40,7 @@ def _quieten_libraries() -> None:
     warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
     warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
     if os.environ.get("RANK", "0") != "0" or not sys.stderr.isatty():
-        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-        from transformers.utils.logging import disable_progress_bar
-
-        disable_progress_bar()
+        no_foreign_bars()
 
 
 def _leave(status: int) -> NoReturn:

@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import select
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -82,6 +83,20 @@ def test_json_needs_one_prompt(capsys: pytest.CaptureFixture[str], monkeypatch: 
     monkeypatch.setattr(sys, "stdin", Terminal())
     assert chat("--json") == 2
     assert "--prompt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--prompt", "Hello"], []])
+def test_one_prompt_has_one_model(words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello"))
+    assert chat("builtin:tiny_qwen3", *words) == 2
+    captured = capsys.readouterr()
+    assert "2 are named" in captured.err and "/compare" in captured.err and not captured.out
+
+
+def test_scripts_see_no_bars_of_other_libraries():
+    words = ["chat", MODEL, "--prompt", "Hello", "--max-new-tokens", "2"]
+    done = subprocess.run([sys.executable, "-m", "tunecli", *words], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
 
 
 def test_every_setting_has_an_option():

@@ -123,18 +123,22 @@ def test_every_problem_of_the_command_line_is_reported_at_once():
             "+peft.lora.rank=8",
             "lr=3",
             "train.max_steps=abc",
+            "train.trackers=tensorboard",
+            "train.max_grad_norm=null",
         ),
         *("train.lr_scheduler=cosin", "++seed=1", "~peft", "nothing", "seed=1,2", "+seed=3", "stage.name=dpo"),
     )
     assert {where for where, _, _ in problems} == {"command line"}
     fixes = {what: fix for _, what, fix in problems}
-    assert len(problems) == 13
+    assert len(problems) == 15
     expected = {
         "no key 'modle'": "did you mean model?",
         "no option 'tiny_lama'": "did you mean tiny_llama?",
         "no key 'peft.lora.rank'": "did you mean peft.lora.r?",
         "no key 'lr'": "did you mean train.learning_rate?",
         "train.max_steps is 'abc'": "whole number",
+        "train.trackers is a list": "train.trackers=[VALUE]",
+        "train.max_grad_norm cannot be null": "tune show",
         "train.lr_scheduler is 'cosin'": "did you mean cosine?",
         "'++seed=1'": "seed=VALUE",
         "'~peft'": "another option",

@@ -7,12 +7,13 @@ import pty
 import re
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
 
-from tunecli.engine.console import Display, fitting, result
+from tunecli.engine.console import Display, _digits, _eta, _parts, fitting, result
 
 TRAINING = """
 import sys, time
@@ -71,16 +72,35 @@ def test_no_color_and_dumb_terminals_are_respected():
     assert re.search(colours, in_terminal(80))
     assert not re.search(colours, in_terminal(80, NO_COLOR="1"))
     dumb = in_terminal(80, TERM="dumb")
-    assert "\x1b" not in dumb and "step 12345/100000  loss 12.3456" in dumb
+    assert "\x1b" not in dumb and "step 12345/100000  loss 12.346" in dumb
 
 
 def test_a_pipe_gets_whole_plain_lines():
     done = subprocess.run([sys.executable, "-c", TRAINING], capture_output=True, text=True, check=True)
     first, second, note = done.stdout.splitlines()
-    assert first.startswith("step 12345/100000  loss 12.3456") and first.endswith("eta 24:20:55")
+    assert first.startswith("step 12345/100000  loss 12.346  lr 1.0e-5") and first.endswith("  eta 24h")
     assert second == "step 12345/100000  validation  loss 1.0000  exact match 87.5%"
     assert note == "a word " * 20 + "/a/path/" + 100 * "x"
     assert "\x1b" not in done.stdout
+
+
+@pytest.mark.parametrize("seconds_per_step", [0.1, 0.3, 4.0, 30.0, 300.0])
+@pytest.mark.parametrize("tokens_per_second", [9.0, 1234.0, 123456.0])
+def test_a_step_line_fits_80_columns(seconds_per_step: float, tokens_per_second: float):
+    for loss, norm, memory in product((0.1234, 12.3456), (0.123, 9.99, 123.4), (3.6e9, 64e9)):
+        given = {"loss": loss, "grad_norm": norm, "memory_peak_bytes": memory, "learning_rate": 2.95e-4}
+        speed = {"tokens_per_second": tokens_per_second, "seconds_per_step": seconds_per_step}
+        record = given | speed | {"step": 1234}
+        line = f"step 1234/2000  {'  '.join(_parts(record, 2000).values())}"
+        assert len(line) <= 79, line
+
+
+def test_times_and_digits():
+    assert [_eta(seconds) for seconds in (7, 255, 3599, 3600, 30000, 90000)] == [
+        "eta 0:07", "eta 4:15", "eta 59:59", "eta 1h00", "eta 8h20", "eta 25h",
+    ]  # fmt: skip
+    assert [_digits(number, 2) for number in (0.125, 9.99, 12.34, 1234.5)] == ["0.12", "9.99", "12.3", "1234"]
+    assert _digits(float("nan"), 4) == "nan"
 
 
 def test_the_least_needed_parts_go_first():
@@ -111,3 +131,9 @@ def test_samples_are_one_line_each_and_harmless(tmp_path: Path, capsys: pytest.C
     assert "\x1b" not in "".join(lines) and "\\x1b]0;owned\\x07 one⏎two" in lines[1]
     assert lines[1].endswith("(expected: positive)")
     assert (tmp_path / "log.txt").read_text().splitlines() == [head, *lines]
+
+
+def test_of_a_rendered_prompt_the_question_is_shown(capsys: pytest.CaptureFixture[str]):
+    prompt = "<|im_start|>system\nBe brief<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
+    Display().samples(5, 9, [{"prompt": prompt, "answer": "So."}])
+    assert capsys.readouterr().out.splitlines()[1:] == ["  Why?", "    -> So."]

@@ -9,12 +9,13 @@ import torch
 from tiny import batching
 
 from tunecli.config.data import DataConfig
+from tunecli.config.errors import UserError
 from tunecli.config.evaluation import EvaluationConfig
 from tunecli.config.model import Attention, ModelConfig
 from tunecli.data.mixture import build
 from tunecli.data.tokens import Encoding
 from tunecli.engine.distributed import make_accelerator
-from tunecli.evaluation.answers import answer_all, question, right_choices, text_of
+from tunecli.evaluation.answers import answer_all, check_choices, question, right_choices, text_of
 from tunecli.evaluation.evaluator import Abandoned, Evaluator
 from tunecli.models.generate import stop_ids
 from tunecli.models.load import load_model, load_tokenizer
@@ -97,6 +98,13 @@ def test_a_trained_model_gets_everything_right(examples, policy, tokenizer) -> N
     assert found == {"exact_match": [a == text_of(q.answer, tokenizer) for a, q in zip(said, questions, strict=True)]}
     assert [sample["answer"] for sample in samples] == said
     assert [sample["expected"] for sample in samples] == [text_of(q.answer, tokenizer) for q in questions]
+
+
+def test_choices_that_answer_nothing_are_refused(examples, tokenizer) -> None:
+    right = text_of(question(examples, 0).answer, tokenizer)
+    check_choices(examples, tokenizer, ["no", right])
+    with pytest.raises(UserError, match=r"evaluation\.choices: none of yes, no is the answer(.|\n)*answers are"):
+        check_choices(examples, tokenizer, ["yes", "no"])
 
 
 def test_prompts_are_answered_without_validation_data(policy, tokenizer) -> None:

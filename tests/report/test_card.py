@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from huggingface_hub.repocard import metadata_load
 from merging import DATA
 
 from tunecli.config.compose import compose_run
-from tunecli.report.card import Merging, Result, code, escaped, for_hub, merged_card, public, run_card
+from tunecli.report.card import Merging, Result, code, escaped, for_hub, merged_card, public, run_card, run_label
 
 NASTY = "a|b`c``d</code><script>x</script>\x1b[31m\n# head"
 
@@ -96,6 +97,37 @@ def test_a_merged_card_says_what_was_merged(tmp_path: Path) -> None:
         assert wanted in text
     data = ModelCard(text).data
     assert (data.base_model, data.library_name) == ("me/base", "transformers")
+
+
+def test_a_card_of_several_runs_names_each_and_says_whose_numbers_it_shows(tmp_path: Path) -> None:
+    config = compose_run("smoke_sft_lora", []).config
+    (tmp_path / "metrics.jsonl").write_text('{"step": 3, "eval/loss": 1.0}')
+    runs = tuple(run_label(tmp_path / name, "smoke") for name in ("one", "two"))
+    both = Merging(base="me/base", revision=None, adapters=("lora", "lora"), runs=runs, interpolation=1.0,
+                   quantization="none", dtype="float32", difference=0.1, largest_logit=1.0)  # fmt: skip
+    text = merged_card(config, tmp_path, tmp_path / "m", both)
+    assert "| merged | `lora` of `one` (recipe `smoke`), `lora` of `two` (recipe `smoke`) |" in text
+    assert "## How `one` (recipe `smoke`) was made" in text and "of `one` (recipe `smoke`), unmerged" in text
+    average = replace(both, adapters=(), runs=runs[:1], interpolation=0.5)
+    text = merged_card(config, tmp_path, tmp_path / "m", average)
+    assert "a full fine-tuning run, `one` (recipe `smoke`)" in text
+    assert "## Results of the model before averaging" in text
+
+
+def test_of_a_local_base_the_code_says_what_to_put_in(tmp_path: Path) -> None:
+    text = card(tmp_path, "model.path=/home/me/secret/base")
+    assert 'base = "PATH/TO/base"  # it was a local folder' in text and "secret" not in text
+    assert "AutoModelForCausalLM.from_pretrained(base)" in text
+    assert 'base = "PATH/TO/base"' in for_hub(text, Result.adapter, "me/x", names=[], license=None, base=None)
+    assert 'base = "you/base"\n' in for_hub(text, Result.adapter, "me/x", names=[], license=None, base="you/base")
+    assert 'base = "me/base"\n' in card(tmp_path, "model.path=me/base")
+
+
+def test_how_much_of_the_data_was_seen(tmp_path: Path) -> None:
+    few = ["train.max_steps=5", "train.global_batch_size=4"]
+    assert "| examples seen | 20 (40% of them) |" in card(tmp_path, *few)
+    assert "| examples seen | 200 (4 passes over them) |" in card(tmp_path, "train.max_steps=50", few[1])
+    assert "rows.jsonl (split train)" in card(tmp_path, "data.validation=/x/rows.jsonl")
 
 
 def test_the_published_card_names_the_repository_and_keeps_what_a_person_wrote(tmp_path: Path) -> None:

@@ -267,6 +267,20 @@ def test_several_runs_on_one_page(run_dir: Path, tmp_path: Path):
     assert f'<span class="good">{shown(last)}</span><span class="at">best {shown(best)}</span>' in page.source
 
 
+def test_paths_are_short_and_the_question_stands_alone(run_dir: Path, tmp_path: Path):
+    run = shutil.copytree(run_dir, tmp_path / "run")
+    config = (run / "config.yaml").read_text().replace("HuggingFaceTB/SmolLM2", "/home/me/models/SmolLM2")
+    (run / "config.yaml").write_text(config)
+    prompt = "<|im_start|>system\nBe <brief><|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
+    (run / "samples.jsonl").write_text(json.dumps({"step": 0, "prompt": prompt, "answer": "So."}))
+    page = Page(write_report(run, tmp_path / "page.html"))
+    assert "sft of models/SmolLM2-135M-Instruct with lora" in page.text
+    assert '<pre class="prompt">Why?</pre>' in page.source
+    whole = re.search(r"<details[^>]*><summary>as the model sees it</summary><pre>(.*?)</pre>", page.source, re.S)
+    assert whole is not None and html.unescape(whole[1]) == prompt
+    assert page.source.count('<div class="unit">step</div>') == len(page.charts)
+
+
 def test_mistakes_are_said(run_dir: Path, tmp_path: Path):
     with pytest.raises(UserError, match="is not a run directory"):
         write_report(tmp_path)

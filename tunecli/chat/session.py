@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,11 +9,13 @@ from transformers import PreTrainedModel
 
 from tunecli.chat.answering import Answer, Piece, answer
 from tunecli.chat.rendering import Message, Rendering, formats_of
+from tunecli.chat.saving import Saved, Saver, Turn
 from tunecli.chat.settings import Settings
 from tunecli.config.errors import UserError
 from tunecli.config.nearest import did_you_mean
 from tunecli.data.prompts import trained_on_raw_text
 from tunecli.data.tokens import Encoding
+from tunecli.engine.run_names import names_of
 from tunecli.peft_methods.loading import load_base, tokenizer_of
 from tunecli.peft_methods.source import Source, find_source
 from tunecli.peft_methods.switching import add_adapter, switch_to
@@ -42,10 +43,15 @@ class Session:
     """by name: the adapters in their order, then the base; or a whole model alone"""
     active: Model
     settings: Settings = field(default_factory=Settings)
-    messages: list[Message] = field(default_factory=list)
-    """without the system message; an answer follows each question"""
+    turns: list[Turn] = field(default_factory=list)
     chosen_system: str | None = None
     """None: as trained; empty: no system message"""
+    _saver: Saver = field(default_factory=Saver)
+
+    @property
+    def messages(self) -> list[Message]:
+        """The conversation without the system message; an answer follows each question."""
+        return [message for turn in self.turns for message in turn.messages]
 
     @property
     def adapters(self) -> list[str]:
@@ -69,7 +75,7 @@ class Session:
         question = {"role": "user", "content": text}
         found = self._answer([*self.messages, question], show)
         if found.text or found.ended != "stopped":
-            self.messages += [question, {"role": "assistant", "content": found.text}]
+            self.turns.append(Turn(text, found, self.system))
         return found
 
     def ask_alone(self, text: str, show: Piece) -> Answer:
@@ -78,35 +84,18 @@ class Session:
 
     def undo(self) -> str:
         """Take the last question and its answer back; gives the question. Raises UserError."""
-        if not self.messages:
+        if not self.turns:
             raise UserError("there is nothing to take back", fix="type a question first")
-        question, _ = self.messages[-2:]
-        del self.messages[-2:]
-        return question["content"]
+        return self.turns.pop().question
 
-    def save(self, file: Path) -> int:
-        """Append the conversation to a .jsonl file, in the form that `tune run data.path=FILE` trains on.
-
-        Returns:
-            The number of rows that were added: one; for texts without turns, one for each.
+    def save(self, file: Path) -> Saved:
+        """Append the conversation to a .jsonl file, in the form that `tune run data.path=FILE` trains on: one row;
+        for texts without turns, one for each.
 
         Raises:
-            UserError: there is no answer yet, or the file cannot be written.
+            UserError: there is no whole answer, nothing is new, or the file cannot be written.
         """
-        if not self.messages:
-            raise UserError("there is no answer to save yet", fix="type a question first")
-        try:
-            with file.open("a", encoding="utf-8") as lines:
-                lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in self._rows())
-        except OSError as error:
-            raise UserError(f"{file} cannot be written: {error.strerror}", fix="/save another file") from None
-        return len(self._rows())
-
-    def _rows(self) -> list[dict[str, object]]:
-        if not self.active.rendering.raw:
-            return [{"messages": [*self._start(), *self.messages]}]
-        pairs = zip(self.messages[::2], self.messages[1::2], strict=True)
-        return [{"prompt": asked["content"], "completion": given["content"]} for asked, given in pairs]
+        return self._saver.save(self.turns, file, raw=self.active.rendering.raw)
 
     def _start(self) -> list[Message]:
         return [{"role": "system", "content": self.system}] if self.system else []
@@ -125,7 +114,7 @@ def open_session(paths: list[str], settings: Settings, system: str | None) -> Se
         UserError: something is not there, or the adapters belong to different bases.
     """
     sources = [find_source(path) for path in paths]
-    names = ["base-adapter" if name == BASE else name for name in _names(sources)]
+    names = ["base-adapter" if name == BASE else name for name in names_of(paths)]
     _check_one_base(sources)
     leading = next((source for source in sources if source.adapters), sources[0])
     lm = load_base(leading)
@@ -142,16 +131,6 @@ def open_session(paths: list[str], settings: Settings, system: str | None) -> Se
     session = Session(lm, leading.base.path, models, next(iter(models.values())), settings, chosen_system=system)
     session.switch(session.active.name)
     return session
-
-
-def _names(sources: list[Source]) -> list[str]:
-    """The shortest ends of the paths that tell them apart."""
-    parts = [Path(source.path).expanduser().parts or (source.path,) for source in sources]
-    for length in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(part[-length:]) for part in parts]
-        if len(set(names)) == len(names):
-            return names
-    raise UserError(f"named twice: {sources[0].path}", fix="name each path once")
 
 
 def _check_one_base(sources: list[Source]) -> None:

@@ -26,6 +26,8 @@ WIDE, COLUMN = 100, 36
 """Columns of a terminal from which on answers are compared side by side, and the least that each answer gets."""
 LONGEST_MOVED = 24
 """Columns of the longest word that moves to the next line; a longer one is broken."""
+LONGEST_NAME = 30
+"""Characters of a model's name before what is typed."""
 BLOCK = '"""'
 HISTORY_LINES = 2000
 Read = Callable[[str], str]
@@ -134,7 +136,7 @@ class Chat:
         return "\n".join(lines).strip("\n")
 
     def _prompt(self) -> str:
-        name = harmless(self._session.active.name)
+        name = harmless(_shortened(self._session.active.name))
         return f"{name}> " if len(self._session.models) > 1 else "> "
 
     def _act(self, text: str) -> None:
@@ -283,16 +285,17 @@ class Chat:
     def _save(self, file: str) -> None:
         if not file:
             raise UserError("/save needs a file", fix="/save chats.jsonl")
-        rows = self._session.save(Path(file).expanduser())
-        self._note(
-            f"{rows} row{'' if rows == 1 else 's'} added to {file}; `tune preview {file}` shows what is trained"
-        )
+        saved = self._session.save(Path(file).expanduser())
+        self._note(f"{counted(saved.rows, 'row')} added to {file}; `tune preview {file}` shows what is trained")
+        if saved.untrained:
+            reasons = ", ".join(f"{number} {why}" for why, number in saved.untrained.items())
+            self._note(f"not trained on: {counted(saved.untrained.total(), 'answer')} ({reasons})")
 
     def _undo(self, _: str) -> None:
         self._note(f"taken back: {self._session.undo()}")
 
     def _reset(self, _: str) -> None:
-        self._session.messages.clear()
+        self._session.turns.clear()
         self._note("the conversation begins anew")
 
     def _help(self, _: str) -> None:
@@ -308,6 +311,15 @@ class Chat:
 
     def _quit(self, _: str) -> None:
         raise SystemExit
+
+
+def counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _shortened(name: str) -> str:
+    """For the prompt. Names differ at their beginning or at their end, so the middle goes."""
+    return name if len(name) <= LONGEST_NAME else f"{name[:11]}…{name[12 - LONGEST_NAME :]}"
 
 
 def _cut(answer: Answer) -> str:

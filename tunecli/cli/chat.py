@@ -33,12 +33,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     prompt = args.prompt
+    if (prompt is not None or not sys.stdin.isatty()) and len(args.paths) > 1:
+        fix = "name one of them; or leave out --prompt and type /compare PROMPT in a terminal"
+        raise UserError(f"one prompt is answered by one model, and {len(args.paths)} are named", fix=fix)
     if prompt is None and not sys.stdin.isatty():
         prompt = _standard_input()
     if prompt is not None and not prompt.strip():
         raise UserError("the prompt is empty", fix='--prompt "TEXT", or a text on standard input')
     if prompt is None and args.json:
         raise UserError("--json is for one answer", fix='add --prompt "TEXT", or give a prompt on standard input')
+    if prompt is not None or not sys.stderr.isatty():
+        from tunecli.engine.quiet import no_foreign_bars
+
+        no_foreign_bars()
     from tunecli.chat.settings import Settings, changed
 
     settings = Settings() if prompt is None else Settings(temperature=0.0, seed=0)

@@ -15,8 +15,12 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
+from textwrap import TextWrapper
+
+LABEL = len("difference   ")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +46,10 @@ def run(args: argparse.Namespace) -> int:
     import logging
     import warnings
 
+    if args.json or not sys.stderr.isatty():
+        from tunecli.engine.quiet import no_foreign_bars
+
+        no_foreign_bars()
     from tunecli.config.model import DType
     from tunecli.merge import as_text, merge
 
@@ -57,13 +65,23 @@ def run(args: argparse.Namespace) -> int:
         base=args.base,
         force=args.force,
         say=lambda text: print(text, file=sys.stderr, flush=True),
-        show_progress=sys.stderr.isatty(),
+        show_progress=sys.stderr.isatty() and not args.json,
     )
-    print(json.dumps(merged.as_json(), indent=2) if args.json else as_text(merged))
+    print(json.dumps(merged.as_json(), indent=2) if args.json else _wrapped(as_text(merged)))
     return 0
 
 
+def _wrapped(text: str) -> str:
+    """For a terminal: lines break between words and go on below what they say, as a label stands before it. A pipe
+    gets whole lines."""
+    if not sys.stdout.isatty():
+        return text
+    width = shutil.get_terminal_size().columns
+    wrapper = TextWrapper(width, subsequent_indent=LABEL * " ", break_long_words=False, break_on_hyphens=False)
+    return "\n".join(wrapper.fill(line) for line in text.splitlines())
+
+
 def _size(text: str) -> str:
-    if not re.fullmatch(r"\d+([KMGT]B)?", text):
+    if not re.fullmatch(r"[1-9]\d*([KMGT]B)", text):
         raise argparse.ArgumentTypeError(f"{text!r} is no size such as 5GB or 500MB")
     return text

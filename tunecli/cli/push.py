@@ -32,6 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if not sys.stderr.isatty():
+        from tunecli.engine.quiet import no_foreign_bars
+
+        no_foreign_bars()
     from tunecli.push import as_text, check_hub, prepare, publish
 
     upload = prepare(

@@ -127,9 +127,18 @@ def _evaluation(config: RunConfig) -> Iterator[Problem]:
     for key, by_best in (("keep_best", train.keep_best), ("early_stopping", train.early_stopping is not None)):
         if by_best and (train.eval_every is None or config.data.validation is None):
             yield Problem(f"train.{key}", "needs evaluations to go by", f"train.eval_every=50, and {held_out}")
-    if not train.best_metric.startswith("eval/"):
-        fix = f"{did_you_mean(train.best_metric, METRICS)}one of {', '.join(METRICS)}"
-        yield Problem("train.best_metric", f"{train.best_metric!r} is no metric of an evaluation", fix)
+    yield from _best_metric(config)
+
+
+def _best_metric(config: RunConfig) -> Iterator[Problem]:
+    metric, evaluation = config.train.best_metric, config.evaluation
+    given_by = {"eval/exact_match": evaluation.exact_match > 0, "eval/choice_accuracy": bool(evaluation.choices)}
+    if metric not in METRICS and not metric.startswith("eval/loss/"):
+        fix = f"{did_you_mean(metric, METRICS)}one of {', '.join(METRICS)}"
+        yield Problem("train.best_metric", f"{metric!r} is no metric of an evaluation", fix)
+    elif not given_by.get(metric, True):
+        fix = "evaluation.exact_match=100" if metric == "eval/exact_match" else "evaluation.choices=[yes,no], say"
+        yield Problem("train.best_metric", f"no evaluation gives {metric}", fix)
 
 
 def _trackers(names: list[str]) -> Iterator[Problem]:

@@ -68,6 +68,16 @@ def display(path: Path) -> str:
         return str(path)
 
 
+def point_latest_at(run_dir: Path, recipe: str) -> None:
+    """`outputs/<recipe>/latest`, where the run directory lies in the usual place."""
+    if run_dir.parent.name != recipe:
+        return
+    beside = run_dir.parent / ".latest.partial"
+    beside.unlink(missing_ok=True)
+    beside.symlink_to(run_dir.name)
+    beside.rename(run_dir.parent / "latest")
+
+
 def _shipped(name: str) -> Path:
     package = Path(__file__).resolve().parents[1]
     installed = package / f"_{name}"

@@ -99,6 +99,10 @@ def _wrong_type(key: str, message: str, where: str) -> Problem:
         return Problem(
             where, f"{key} has an entry that is no mapping", f"{key}=[{{path: a.jsonl}}, {{path: b.jsonl}}]"
         )
+    if "is not a ListConfig, list or tuple" in message:
+        return Problem(where, f"{key} is a list", f"{key}=[VALUE] or [VALUE, VALUE]")
+    if message.startswith("Incompatible value 'None'"):
+        return Problem(where, f"{key} cannot be null", "`tune show` prints the values in use")
     return Problem(where, f"{key}: {message}", "`tune show` prints the values in use")
 
 

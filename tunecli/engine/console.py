@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from textwrap import TextWrapper
 from typing import Any
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Column
 from rich.text import Text
 
+from tunecli.engine.questions import question_of
 from tunecli.engine.text import visible
 
 BAR = 20
@@ -125,12 +127,13 @@ def _wrapped(text: str, width: int) -> str:
 
 
 def _parts(record: Mapping[str, Any], num_steps: int) -> dict[str, str]:
+    """With four digits of steps they fit a line of 79 columns; metrics.jsonl has every digit."""
     return {
-        "loss": f"loss {record['loss']:.4f}",
-        "lr": f"lr {record['learning_rate']:.2e}",
-        "norm": f"norm {record['grad_norm']:.2f}",
-        "speed": f"{record['tokens_per_second']:.0f} tok/s",
-        "memory": f"{record['memory_peak_bytes'] / 1e9:.1f} GB",
+        "loss": f"loss {_digits(record['loss'], 4)}",
+        "lr": f"lr {_scientific(record['learning_rate'])}",
+        "norm": f"norm {_digits(record['grad_norm'], 2)}",
+        "speed": _speed(record["tokens_per_second"]),
+        "memory": f"{_digits(record['memory_peak_bytes'] / 1e9, 1)}GB",
         "eta": _eta((num_steps - record["step"]) * record["seconds_per_step"]),
     }
 
@@ -138,13 +141,31 @@ def _parts(record: Mapping[str, Any], num_steps: int) -> dict[str, str]:
 def _eta(left: float) -> str:
     minutes, seconds = divmod(int(left), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"eta {hours}:{minutes:02d}:{seconds:02d}"
+    if hours >= 10:
+        return f"eta {hours}h"
+    return f"eta {hours}h{minutes:02d}" if hours else f"eta {minutes}:{seconds:02d}"
+
+
+def _digits(number: float, decimals: int) -> str:
+    """One decimal less for every digit from the second on before the point."""
+    return f"{number:.{max(0, decimals - len(str(int(abs(number)))) + 1)}f}" if isfinite(number) else str(number)
+
+
+def _scientific(number: float) -> str:
+    """As 3.0e-4."""
+    mantissa, exponent = f"{number:.1e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def _speed(tokens_per_second: float) -> str:
+    many = tokens_per_second >= 10_000
+    return f"{tokens_per_second / 1000:.0f}k tok/s" if many else f"{tokens_per_second:.0f} tok/s"
 
 
 def _sample(sample: Mapping[str, str], width: int) -> str:
     expected = f"   (expected: {_elided(_one_line(sample['expected']), width // 3)})" if "expected" in sample else ""
     answer = _elided(_one_line(sample["answer"]), width - len("    -> ") - cell_len(expected))
-    return f"  {_elided(_one_line(sample['prompt']), width - 2)}\n    -> {answer}{expected}"
+    return f"  {_elided(_one_line(question_of(sample['prompt'])), width - 2)}\n    -> {answer}{expected}"
 
 
 def _one_line(text: str) -> str:

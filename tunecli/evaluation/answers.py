@@ -15,11 +15,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from tunecli.config.errors import UserError
 from tunecli.data.batching import Batching, Examples, microbatches
 from tunecli.data.feed import Window
 from tunecli.models.generate import generate, stop_ids
 from tunecli.models.policy import Policy
 
+LOOKED_AT = 200
+"""Examples that tell whether the choices are answers at all."""
 TOGETHER = 64
 """Candidate answers that are weighed in one go."""
 
@@ -58,6 +61,18 @@ def answer_all(
         pad_token_id=tokenizer.pad_token_id or 0,
     )
     return [text_of(answer, tokenizer) for answer in made]
+
+
+def check_choices(examples: Examples, tokenizer: PreTrainedTokenizerBase, choices: Sequence[str]) -> None:
+    """Raises UserError if none of the first examples is answered by any of the choices."""
+    answers = [text_of(question(examples, i).answer, tokenizer) for i in range(min(len(examples), LOOKED_AT))]
+    if not set(answers) & set(choices):
+        seen = ", ".join(repr(answer[:40]) for answer in dict.fromkeys(answers[:3]))
+        raise UserError(
+            f"none of {', '.join(choices)} is the answer of any validation example; their answers are {seen} ...",
+            where="evaluation.choices",
+            fix="the answers as they stand in the data, with their capitals",
+        )
 
 
 @torch.no_grad()

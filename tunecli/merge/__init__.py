@@ -5,11 +5,12 @@ transformers, is compared with the unmerged model as the run trained it. Both co
 are stored in: the rounding of bf16 activations alone moves the logits of SmolLM2-135M, up to 40 in size, by 1.4,
 about as much as an adapter does, and would hide a merge gone wrong.
 
-Merging is exact on paper, x W + (x B) A = x (W + B A). What differs is that W + B A is stored in the written dtype,
-so `TOLERANCE` bounds the largest difference of a logit, as a share of the largest logit, by that dtype's digits:
-float32 differs by the order of sums alone (1e-6 and less in tests), bfloat16 rounds each weight by up to 1/512 of
-itself, which adds up over the layers (SmolLM2-135M, 30 layers: 0.008, on a 4-bit base 0.014), float16 by an eighth
-of that. A rounding that is as large as what the adapter does is not refused but said.
+Merging is exact on paper, x W + (x B) A = x (W + B A). Each layer is merged in fp32 and there has to give what it
+gave with its adapter (`EXACT`). What differs then is that W + B A is rounded once to the written dtype. That is small
+for a weight and adds up over the layers: SmolLM2-135M, 30 layers, trained for 60 steps, in bfloat16, moved logits of
+up to 40 by 1.2 to 1.5 (rms 0.18, where the adapter does 3.2) and kept the most likely token at 98 % of the places;
+half way between base and tuned by 3.7, and at 94 %. `TOLERANCE` bounds the largest difference of a logit, as a share
+of the largest logit, where no rounding could explain it; how often the most likely token stays the same is said.
 
 A 4-bit base is dequantised first, and the result compared with the 4-bit model: the adapter was trained against the
 rounding of its base, so it fits those weights better than the original ones. An 8-bit model also rounds what flows
@@ -20,32 +21,31 @@ to equal, and how far the 8-bit model is from that is printed.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from tunecli.config.compose import load_config
 from tunecli.config.errors import UserError
 from tunecli.config.model import DType
 from tunecli.config.paths import display
-from tunecli.merge.comparison import comparison_sequences, difference, logits
+from tunecli.merge.comparison import agreement, comparison_sequences, difference, logits
 from tunecli.merge.inputs import check, find_sources
-from tunecli.merge.weights import Expected, average, cast, merge_adapters
+from tunecli.merge.weights import Expected, MergeRefused, average, cast, merge_adapters
 from tunecli.peft_methods.loading import device, dtype_of, tokenizer_of
 from tunecli.peft_methods.source import Source
 from tunecli.report.card import NAME as CARD
-from tunecli.report.card import Merging, merged_card, public
+from tunecli.report.card import Merging, merged_card, public, run_label
 
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.01, torch.bfloat16: 0.03}
-
-
-class MergeRefused(UserError):
-    """The merged model is another model."""
-
-    exit_status = 1
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.05, torch.bfloat16: 0.2}
+AGREES = 0.97
+"""Share of places with the same most likely token below which a finer dtype is advised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,8 @@ class Merged:
     bytes: int
     difference: float
     """largest difference of a logit between the unmerged and the written model"""
+    agreement: float
+    """share of the places where both give the same next token the highest probability"""
     bound: float
     largest_logit: float
     compared_on: str
@@ -101,32 +103,45 @@ def merge(
     target = (to or paths[0] / "merged").expanduser()
     check(source, target, interpolation, force)
     written_in = dtype_of(source) if dtype is DType.auto else getattr(torch, dtype.value)
-    tokenizer = tokenizer_of(source)
-    say(f"loading {source.base.path}")
-    sequences, compared_on = comparison_sequences(source, tokenizer)
-    if source.adapters:
-        model, expected = merge_adapters(source, written_in, interpolation, sequences, show_progress=show_progress)
-    else:
-        model, expected = average(source, interpolation, sequences)
-    cast(model, written_in)
-
-    beside = target.with_name(f".{target.name}.partial")
-    try:
+    with _folder_beside(target) as folder:
+        tokenizer = tokenizer_of(source)
+        say(f"loading {source.base.path}")
+        sequences, compared_on = comparison_sequences(source, tokenizer)
+        if source.adapters:
+            model, expected = merge_adapters(
+                source, written_in, interpolation, sequences, show_progress=show_progress
+            )
+        else:
+            model, expected = average(source, interpolation, sequences)
+        cast(model, written_in)
         say(f"writing {target}")
-        _write(model, tokenizer, beside, max_shard_size)
+        _write(model, tokenizer, folder, max_shard_size)
         del model
         say("comparing")
         largest = max(each.abs().max().item() for each in expected.logits)
-        found = difference(expected.logits, logits(_read_back(beside, written_in, source), sequences))
-        merged = _summary(target, beside, source, written_in, found, largest, compared_on, expected)
+        found = logits(_read_back(folder, written_in, source), sequences)
+        merged = _summary(target, folder, source, written_in, found, largest, compared_on, expected)
         if not merged.difference <= merged.bound:  # also where it is no number
             raise _refusal(merged)
-        (beside / CARD).write_text(_card(source, target, merged, interpolation), encoding="utf-8")
+        (folder / CARD).write_text(_card(source, target, merged, interpolation), encoding="utf-8")
         shutil.rmtree(target, ignore_errors=True)
-        beside.rename(target)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        folder.rename(target)
     return merged
+
+
+@contextmanager
+def _folder_beside(target: Path) -> Iterator[Path]:
+    """An empty folder on the same disk, which is gone in the end unless it was renamed."""
+    folder = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"cannot be made: {error.strerror}", where=str(target), fix="name another folder") from None
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def as_text(merged: Merged) -> str:
@@ -135,12 +150,14 @@ def as_text(merged: Merged) -> str:
     lines = [
         f"merged       {display(merged.folder)}: {files}, {merged.bytes / 1e6:,.1f} MB, {merged.dtype}",
         f"difference   {merged.difference:.2g} at most, of logits up to {merged.largest_logit:.3g} "
-        f"(refused above {merged.bound:.2g}), on {merged.compared_on}",
+        f"(refused above {merged.bound:.2g})",
+        f"             the same most likely token at {merged.agreement:.1%} of the places, on {merged.compared_on}",
     ]
     if merged.effect is not None:
         lines.append(f"adapter      moves logits by up to {merged.effect:.2g}")
-        if merged.effect and merged.difference > merged.effect / 2 and merged.dtype != "float32":
-            lines.append(f"warning      rounding to {merged.dtype} undoes much of that; --dtype float32 does not")
+    if merged.agreement < AGREES and merged.dtype != "float32":
+        finer = "float32" if merged.dtype == "float16" else "float16 or float32"
+        lines.append(f"warning      that is rounding to {merged.dtype}: --dtype {finer} keeps more digits")
     if merged.of_activations is not None:
         lines.append(
             f"8-bit        the run's own model rounds activations too: {merged.of_activations:.2g} from this one"
@@ -150,8 +167,6 @@ def as_text(merged: Merged) -> str:
 
 
 def _write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, max_shard_size: str) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     needed = sum(p.numel() * p.element_size() for p in model.parameters())
     free = shutil.disk_usage(folder).free
     if free < needed:
@@ -170,7 +185,7 @@ def _read_back(folder: Path, dtype: torch.dtype, source: Source) -> PreTrainedMo
 
 
 def _refusal(merged: Merged) -> MergeRefused:
-    finer = "" if merged.dtype == "float32" else "--dtype float32 keeps more digits; "
+    finer = "" if merged.dtype == "float32" else "--dtype float32 (or float16) keeps more digits; "
     return MergeRefused(
         f"the merged model's logits differ by up to {merged.difference:.3g} from the unmerged model's, whose largest "
         f"is {merged.largest_logit:.3g}; the bound is {merged.bound:.3g}. Nothing was written",
@@ -183,7 +198,7 @@ def _summary(
     written: Path,
     source: Source,
     dtype: torch.dtype,
-    difference: float,
+    found: list[Tensor],
     largest_logit: float,
     compared_on: str,
     expected: Expected,
@@ -195,7 +210,8 @@ def _summary(
         dtype=str(dtype).removeprefix("torch."),
         files=len(files),
         bytes=sum(file.stat().st_size for file in files),
-        difference=difference,
+        difference=difference(expected.logits, found),
+        agreement=agreement(expected.logits, found),
         bound=largest_logit * TOLERANCE[dtype],
         largest_logit=largest_logit,
         compared_on=compared_on,
@@ -209,6 +225,7 @@ def _card(source: Source, target: Path, merged: Merged, interpolation: float) ->
         base=source.started_from.path,
         revision=source.started_from.revision,
         adapters=tuple(public(folder.name) for folder in source.adapters),
+        runs=_runs(source),
         interpolation=interpolation,
         quantization=source.started_from.quantization.value,
         dtype=merged.dtype,
@@ -216,3 +233,13 @@ def _card(source: Source, target: Path, merged: Merged, interpolation: float) ->
         largest_logit=merged.largest_logit,
     )
     return merged_card(source.run, source.run_dir, target, merging)
+
+
+def _runs(source: Source) -> tuple[str, ...]:
+    """The run that each adapter comes from, "" where it is not known; or the full run."""
+    parents = [folder.resolve().parent for folder in source.adapters]
+    places = [parent.parent if parent.name == "adapter" else None for parent in parents] or [source.run_dir]
+    configs = [place / "config.yaml" if place else None for place in places]
+    return tuple(
+        run_label(file.parent, load_config(file).recipe) if file and file.is_file() else "" for file in configs
+    )

@@ -77,3 +77,9 @@ def _computing_in_fp32(model: torch.nn.Module) -> Iterator[None]:
 
 def difference(one: list[Tensor], other: list[Tensor]) -> float:
     return max((a - b).abs().max().item() for a, b in zip(one, other, strict=True))
+
+
+def agreement(one: list[Tensor], other: list[Tensor]) -> float:
+    """Share of the places where both give the same next token the highest probability."""
+    same = [(a.argmax(-1) == b.argmax(-1)).float() for a, b in zip(one, other, strict=True)]
+    return torch.cat(same).mean().item()

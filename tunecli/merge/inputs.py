@@ -54,10 +54,10 @@ def check(source: Source, target: Path, interpolation: float, force: bool) -> No
             where=str(source.run_dir),
             fix=f"{source.base.path} is the model already; --interpolate 0.5 averages it with its base",
         )
-    if target.exists() and not force:
-        raise UserError("is there already", where=str(target), fix="another folder, or --force to replace it")
     if target.exists() and not (target / "config.json").is_file() and any(target.iterdir()):
         raise UserError("is no model folder and is not replaced", where=str(target), fix="name another folder")
+    if target.exists() and not force:
+        raise UserError("is there already", where=str(target), fix="another folder, or --force to replace it")
     configs = [PeftConfig.from_pretrained(str(folder)) for folder in source.adapters]
     if len({config.peft_type for config in configs}) > 1:
         raise UserError("adapters of different kinds cannot be merged together", fix="merge one, then the next one")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,10 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor
+from rich.progress import track
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 from tunecli.config.errors import UserError
@@ -19,6 +22,15 @@ from tunecli.merge.comparison import difference, logits
 from tunecli.models.load import load_model
 from tunecli.peft_methods.loading import device, dtype_of, load_base
 from tunecli.peft_methods.source import Source
+
+EXACT = 1e-4
+"""Largest difference between a layer with its adapter and the merged layer, as a share of its largest output."""
+
+
+class MergeRefused(UserError):
+    """The merged model is another model."""
+
+    exit_status = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +44,7 @@ class Expected:
     """largest difference to the logits of an 8-bit model, which rounds activations too; None for others"""
 
 
+@torch.no_grad()
 def merge_adapters(
     source: Source, dtype: torch.dtype, interpolation: float, sequences: list[Tensor], *, show_progress: bool
 ) -> tuple[PreTrainedModel, Expected]:
@@ -49,10 +62,45 @@ def merge_adapters(
             quantised, before = before, logits(tuned, sequences)
             of_activations = difference(quantised, before)
     _untie(model)
-    # Updates are added in the finer dtype, so that a weight is rounded once.
     cast(model, torch.promote_types(dtype_of(source), dtype))
-    merged = tuned.merge_and_unload(progressbar=show_progress, safe_merge=True)
+    _merge_layers(tuned, show_progress=show_progress)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "All adapters are already merged")
+        merged = tuned.merge_and_unload()
     return merged, Expected(before, effect, of_activations)
+
+
+def _merge_layers(tuned: PeftModel, *, show_progress: bool) -> None:
+    """Each layer in fp32, where it is checked: so a weight is rounded once, and one layer at a time is so large."""
+    layers = {path: module for path, module in tuned.named_modules() if isinstance(module, BaseTunerLayer)}
+    for path, layer in track(layers.items(), "merging", disable=not show_progress, transient=True):
+        stored = [(parameter, parameter.dtype) for parameter in layer.parameters() if parameter.is_floating_point()]
+        for parameter, _ in stored:
+            parameter.data = parameter.data.float()
+        sample = _sample_input(layer.get_base_layer())
+        expected = layer(sample) if sample is not None else None
+        layer.merge(safe_merge=True)
+        if sample is not None and not _close(layer.get_base_layer()(sample), expected):
+            raise MergeRefused(f"merging {path} gives another layer; nothing was written", fix="use it unmerged")
+        for parameter, dtype in stored:
+            parameter.data = parameter.data.to(dtype)
+
+
+def _sample_input(module: nn.Module) -> Tensor | None:
+    """[4, width] fp32, or ids for embeddings; None: what it takes is not known here."""
+    generator = torch.Generator().manual_seed(0)
+    where = next(module.parameters()).device
+    if isinstance(module, nn.Embedding):
+        return torch.randint(module.num_embeddings, (4,), generator=generator).to(where)
+    if isinstance(module, nn.Linear | Conv1D):
+        width = module.in_features if isinstance(module, nn.Linear) else module.nx
+        return torch.randn(4, width, generator=generator).to(where)
+    return None
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    """As near as the order of sums allows."""
+    return bool((found - expected).abs().max() <= EXACT * expected.abs().max())
 
 
 def average(source: Source, interpolation: float, sequences: list[Tensor]) -> tuple[PreTrainedModel, Expected]:

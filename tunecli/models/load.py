@@ -38,11 +38,16 @@ def resolve_path(path: str) -> str:
             where="model.path",
             fix="name a full fine-tuning run that has ended, or the base model; adapters cannot be stacked yet",
         )
-    if not folder.exists() and (folder.is_absolute() or len(folder.parts) > 2 or Path(folder.parts[0]).is_dir()):
+    if not folder.exists() and _is_a_path(path, folder):
         raise UserError(
             f"there is no folder {path}", where="model.path", fix="check the path; a Hub id is OWNER/NAME"
         )
     return str(folder) if folder.exists() else path
+
+
+def _is_a_path(text: str, folder: Path) -> bool:
+    """Rather than the id of a repository."""
+    return text.startswith(".") or folder.is_absolute() or len(folder.parts) > 2 or Path(folder.parts[0]).is_dir()
 
 
 def num_parameters(model: nn.Module) -> int:

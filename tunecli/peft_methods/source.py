@@ -11,6 +11,7 @@ from transformers.utils import cached_file
 from tunecli.config.compose import load_config
 from tunecli.config.errors import UserError
 from tunecli.config.model import ModelConfig
+from tunecli.config.paths import display
 from tunecli.config.run import RunConfig
 from tunecli.models.builtin import PREFIX
 from tunecli.models.load import resolve_path
@@ -62,9 +63,16 @@ def find_source(path: str, base: str | None = None) -> Source:
         found = _on_hub(path, base)
     elif (run_dir := _run_dir(folder)) is not None:
         found = _of_run(path, folder, run_dir)
+    elif adapters := _adapters(folder):
+        found = _of_adapters(path, adapters, base)
+    elif (folder / "config.json").is_file():
+        found = Source(path, ModelConfig(path=path))
     else:
-        adapters = _adapters(folder)
-        found = _of_adapters(path, adapters, base) if adapters else Source(path, ModelConfig(path=path))
+        raise UserError(
+            "is no run directory, adapter or model",
+            where=path or str(folder.absolute()),
+            fix=f"a folder that holds one of: config.yaml (a run), {ADAPTER} (an adapter), config.json (a model)",
+        )
     return _on_base(found, base) if base else found
 
 
@@ -97,7 +105,12 @@ def _of_run(path: str, folder: Path, run_dir: Path) -> Source:
     config = load_config(run_dir / "config.yaml")
     result = run_dir / ("adapter" if config.peft else "model")
     if not result.is_dir():
-        raise UserError(f"{run_dir} has no result yet", where=str(result), fix=f"tune resume {run_dir}")
+        where = display(run_dir)
+        raise UserError(
+            "has no result yet",
+            where=where,
+            fix=f"tune logs {where} says how far it is; if it was stopped: tune resume {where}",
+        )
     if not config.peft:
         return Source(path, ModelConfig(path=str(result)), tokenizer=result, run=config, run_dir=run_dir)
     adapters = [folder] if (folder / ADAPTER).is_file() else [result / name for name in config.peft]

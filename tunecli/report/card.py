@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
 
 NAME = "README.md"
+BUILTIN = "builtin:"
 METRICS = {
     "eval/loss": "loss",
     "eval/perplexity": "perplexity",
@@ -37,6 +38,8 @@ METRICS = {
 SOFTWARE = ("tunecli", "torch", "transformers", "peft", "bitsandbytes")
 STAGES = {"sft": "supervised fine-tuning (cross-entropy on the answers)"}
 USE = "How to use"
+UNKNOWN = "PATH/TO/"
+"""Stands before the name of a base model that whoever reads the card has to find."""
 OURS = "import tunecli\n\nmodel, tokenizer = tunecli.load({})"
 CHAT = """\
 chat = [{"role": "user", "content": "Hello"}]
@@ -59,6 +62,8 @@ class Merging:
     revision: str | None
     adapters: tuple[str, ...]
     """names or Hub ids; none for a full fine-tuning run"""
+    runs: tuple[str, ...] = ()
+    """where each of `adapters` comes from, as a person would say; or the full run alone"""
     interpolation: float
     quantization: str
     """storage of the base in training: none, nf4, fp4 or int8"""
@@ -88,11 +93,11 @@ def run_card(
     folder = display(run_dir)
     adapters = [f"{folder}/adapter/{name}" for name in config.peft]
     tokenizer = f"{folder}/adapter" if config.peft else f"{folder}/model"
-    weights, base_id = adapters or [tokenizer], public(config.model.path)
+    weights = adapters or [tokenizer]
     sections = [
         ("What it is", what),
         *_about_run(config, run_dir, data, results),
-        (USE, usage(kind, folder, weights=weights, tokenizer=tokenizer, base=base_id)),
+        (USE, usage(kind, folder, weights=weights, tokenizer=tokenizer, base=_loadable(config.model.path))),
         ("Limits", _limits(config)),
     ]
     return _page(metadata(config, kind, results), config.recipe, sections)
@@ -103,7 +108,7 @@ def merged_card(config: RunConfig | None, run_dir: Path | None, folder: Path, me
     from huggingface_hub import ModelCardData
 
     share = "" if merging.interpolation == 1 else f", at a share of {merging.interpolation:g} between base and tuned"
-    adapters = ", ".join(code(name) for name in merging.adapters)
+    adapters = ", ".join(code(name) for name in dict.fromkeys(merging.adapters))
     source = f"{adapters} merged into it" if adapters else "averaged with a model fine-tuned from it"
     what = f"{code(public(merging.base))} with {source}{share}: plain weights, no adapter needed."
     if not adapters:
@@ -116,7 +121,7 @@ def merged_card(config: RunConfig | None, run_dir: Path | None, folder: Path, me
     size = f"{merging.difference:.2g} at most, of logits up to {merging.largest_logit:.3g} in size"
     rows = [
         ("base model", base),
-        ("merged", adapters or "a full fine-tuning run"),
+        ("merged", ", ".join(_merged(merging))),
         ("interpolation", f"{merging.interpolation:g} (0 is the base, 1 the tuned model)"),
         ("quantised base", quantized),
         ("weights", merging.dtype),
@@ -134,11 +139,34 @@ def merged_card(config: RunConfig | None, run_dir: Path | None, folder: Path, me
         )
         title, limits = folder.name, LIMITS
     else:
-        sections += _about_run(config, run_dir, _data_summary(run_dir), {}, of=" of the unmerged model")
+        sections += _about_run(config, run_dir, _data_summary(run_dir), {}, **_whose(merging))
         data = metadata(config, Result.model, {}, more_tags=["merged"])
         title, limits = config.recipe, _limits(config)
     sections += [(USE, usage(Result.model, path, weights=[path], tokenizer=path, base="")), ("Limits", limits)]
     return _page(data, title, [("What it is", what), *sections])
+
+
+def _merged(merging: Merging) -> list[str]:
+    """Each adapter, or the full fine-tuning run, and where it comes from."""
+    if not merging.adapters:
+        return [f"a full fine-tuning run{''.join(f', {run}' for run in merging.runs)}"]
+    runs = merging.runs or ("",) * len(merging.adapters)
+    pairs = zip(merging.adapters, runs, strict=True)
+    return [code(name) + (f" of {run}" if run else "") for name, run in pairs]
+
+
+def _whose(merging: Merging) -> dict[str, str]:
+    """Titles of the sections about the first run, whose numbers are not those of the merged model."""
+    if not merging.adapters:
+        return {"of": " of the model before averaging"}
+    if len(set(merging.runs)) > 1:
+        return {"made": f"How {merging.runs[0]} was made", "of": f" of {merging.runs[0]}, unmerged"}
+    return {"of": " of the unmerged model"}
+
+
+def run_label(run_dir: Path, recipe: str) -> str:
+    """A run as a card names it: folder and recipe."""
+    return f"{code(run_dir.resolve().name)} (recipe {code(recipe)})"
 
 
 def bare_card(kind: Result, base: str | None) -> str:
@@ -169,12 +197,13 @@ def for_hub(
 
     card = ModelCard(text)
     card.data.license = license or card.data.license
+    local = card.data.base_model if isinstance(card.data.base_model, str) else "BASE_MODEL"
     card.data.base_model = base
     if base is None:
         card.data.base_model_relation = None
-    elif card.data.base_model_relation is None:
+    elif getattr(card.data, "base_model_relation", None) is None:
         card.data.base_model_relation = relation(kind)
-    use = usage(kind, repo, weights=[repo], tokenizer=repo, base=base or "BASE MODEL", names=list(names))
+    use = usage(kind, repo, weights=[repo], tokenizer=repo, base=base or f"{UNKNOWN}{local}", names=list(names))
     section = re.compile(rf"^## {USE}\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
     body = section.sub(lambda _: f"## {USE}\n\n{use}\n\n", card.text)
     return f"---\n{card.data.to_yaml()}\n---\n{body}"
@@ -223,7 +252,7 @@ def usage(
         names: of several adapters in one repository, which then stand in a folder each.
     """
     if kind is Result.model:
-        library, theirs = "transformers", _with_transformers(weights[0], tokenizer)
+        library, theirs = "transformers", _with_transformers(_string(weights[0]), tokenizer)
     else:
         arguments = [f"{_string(weights[0])}, subfolder={_string(name)}" for name in names]
         library, theirs = "peft", _with_peft(arguments or [_string(each) for each in weights], tokenizer, base)
@@ -232,19 +261,21 @@ def usage(
     return f"{ours}{_python(theirs)}\n\nand then, where the model has a chat template:\n\n{_python(CHAT)}"
 
 
-def _with_transformers(weights: str, tokenizer: str) -> str:
+def _with_transformers(weights: str, tokenizer: str, before: str = "") -> str:
+    """`weights`: an expression. `before`: lines that it needs."""
     return (
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f"from transformers import AutoModelForCausalLM, AutoTokenizer\n\n{before}"
         f"tokenizer = AutoTokenizer.from_pretrained({_string(tokenizer)})\n"
-        f"model = AutoModelForCausalLM.from_pretrained({_string(weights)})"
+        f"model = AutoModelForCausalLM.from_pretrained({weights})"
     )
 
 
 def _with_peft(adapters: Sequence[str], tokenizer: str, base: str) -> str:
     """`adapters`: arguments for each of them, in Python."""
+    known = "" if not base.startswith(UNKNOWN) else "  # it was a local folder: put in where you have it"
     lines = [
         "from peft import PeftModel",
-        _with_transformers(base, tokenizer),
+        _with_transformers("base", tokenizer, f"base = {_string(base)}{known}\n"),
         f"model = PeftModel.from_pretrained(model, {adapters[0]})",
     ]
     more = [f"adapter_{number}" for number in range(2, len(adapters) + 1)]
@@ -273,6 +304,11 @@ def public(path: str) -> str:
     return Path(path).name if path.startswith(("/", "~", "./", "../")) else path
 
 
+def _loadable(path: str) -> str:
+    """What transformers load the base by; for one that is a folder on this machine, a place to fill in."""
+    return UNKNOWN + public(path).removeprefix(BUILTIN) if path.startswith(BUILTIN) or is_local(path) else path
+
+
 def code(text: str) -> str:
     """`text` as a code span, inside which neither Markdown nor HTML means anything. Also in tables."""
     line = visible(text.replace("\n", " ")).replace("|", "\\|")
@@ -287,10 +323,17 @@ def escaped(text: str) -> str:
 
 
 def _about_run(
-    config: RunConfig, run_dir: Path, data: Mapping[str, Any] | None, results: Mapping[str, float], *, of: str = ""
+    config: RunConfig,
+    run_dir: Path,
+    data: Mapping[str, Any] | None,
+    results: Mapping[str, float],
+    *,
+    made: str = "How it was made",
+    of: str = "",
 ) -> list[tuple[str, str]]:
-    """The sections that say how it was trained and what came out. `of`: whose results these are."""
-    sections = [("How it was made", _table(("", ""), _recipe(config, run_dir, data)))]
+    """The sections that say how it was trained and what came out. `made`: the first one's title. `of`: whose results
+    these are."""
+    sections = [(made, _table(("", ""), _recipe(config, run_dir, data)))]
     before, after = _evaluations(run_dir)
     after = after | dict(results)
     if after:
@@ -321,6 +364,8 @@ def _recipe(config: RunConfig, run_dir: Path, data: Mapping[str, Any] | None) ->
     ]
     if config.data.validation is not None:
         rows.append(("validation data", code(_validation(config)[0])))
+    if steps:
+        rows.append(("examples seen", _seen(steps * train.global_batch_size, data)))
     rows += [
         ("longest example", f"{config.data.max_length} tokens"),
         ("length", f"{length} of {train.global_batch_size} examples, in micro-batches of up to {cut}"),
@@ -338,6 +383,16 @@ def _recipe(config: RunConfig, run_dir: Path, data: Mapping[str, Any] | None) ->
     if packages := environment.get("packages"):
         rows.append(("software", ", ".join(f"{name} {packages[name]}" for name in SOFTWARE if name in packages)))
     return rows
+
+
+def _seen(number: int, data: Mapping[str, Any] | None) -> str:
+    """How much of the training data the steps went through."""
+    if not data or not data["examples"]:
+        return f"{number:,}"
+    share = number / data["examples"]
+    if share > 1:
+        return f"{number:,} ({share:.3g} passes over them)"
+    return f"{number:,} ({f'{share:.0%}' if share >= 0.01 else f'{share:.2%}'} of them)"
 
 
 def _method(name: str, method: Any) -> str:
@@ -362,7 +417,7 @@ def _validation(config: RunConfig) -> tuple[str, str | None]:
     """Name of the validation data, and their Hub id if they are from there."""
     share, source = validation_share(config.data), validation_source(config.data)
     if source is not None:
-        return f"{public(source.path)} ({source.split})", source.path if _on_hub(source.path) else None
+        return f"{public(source.path)} (split {source.split})", source.path if _on_hub(source.path) else None
     training = training_sources(config.data)
     name = ", ".join(public(source.path) for source in training)
     only = training[0].path if len(training) == 1 and _on_hub(training[0].path) else None

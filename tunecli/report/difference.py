@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tunecli.config.errors import UserError
+from tunecli.engine.run_names import names_of
 from tunecli.report import results
 from tunecli.report.run_files import Run, flatten
 
+LAST, BEST = " (last)", " (best)"
 PLACE = "output_dir"
 """Differs between any two runs, and says nothing."""
 
@@ -30,26 +31,18 @@ def compare(runs: Sequence[Run]) -> list[Section]:
         _section("data", [dict(flatten(each.get("data", {}))) for each in environments]),
         _section("versions", [_versions(each) for each in environments]),
         _section("hardware", [dict(flatten(each.get("hardware", {}))) for each in environments]),
-        _section("results", [_results(run) for run in runs]),
+        _section("results", _joined([_results(run) for run in runs])),
         _section("speed", [_speed(run) for run in runs]),
     ]
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
-    """The shortest ends of their paths that tell the runs apart.
+    """The shortest names that tell the runs apart.
 
     Raises:
         UserError: the same run twice.
     """
-    paths = [run.path for run in runs]
-    for path in paths:
-        if paths.count(path) > 1:
-            raise UserError(f"{path} is named twice", fix="name runs that differ")
-    for length in range(1, max(len(path.parts) for path in paths)):
-        ends = ["/".join(path.parts[-length:]) for path in paths]
-        if len(set(ends)) == len(ends):
-            return ends
-    return [str(path) for path in paths]
+    return names_of([str(run.path) for run in runs])
 
 
 def _section(title: str, columns: Sequence[Mapping[str, Any]]) -> Section:
@@ -67,10 +60,24 @@ def _versions(environment: Mapping[str, Any]) -> dict[str, Any]:
 def _results(run: Run) -> dict[str, Any]:
     found: dict[str, Any] = {"state": run.state, "step": run.step, "tokens": results.tokens(run)}
     if "loss" in run.curves:
-        found["loss (last)"] = run.curves["loss"].values[-1]
+        found["loss" + LAST] = run.curves["loss"].values[-1]
     for result in results.results(run):
-        found |= {f"{result.name} (last)": result.last.value, f"{result.name} (best)": result.best.value}
+        found |= {result.name + LAST: result.last.value, result.name + BEST: result.best.value}
     return found
+
+
+def _joined(columns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row for a metric whose last value is its best one in every run."""
+    metrics = {name.removesuffix(BEST) for column in columns for name in column if name.endswith(BEST)}
+    same = {name for name in metrics if all(column.get(name + LAST) == column.get(name + BEST) for column in columns)}
+    return [
+        {
+            name.removesuffix(LAST) if name.removesuffix(LAST) in same else name: value
+            for name, value in column.items()
+            if name.removesuffix(BEST) not in same
+        }
+        for column in columns
+    ]
 
 
 def _speed(run: Run) -> dict[str, Any]:

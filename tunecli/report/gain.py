@@ -11,7 +11,7 @@ from tunecli.report.run_files import json_lines
 
 NAMES = {
     "exact_match": "says the right answer",
-    "choice_accuracy": "finds the right answer the most likely",
+    "choice_accuracy": "gives the right answer the highest probability",
 }
 """Metric -> what the model does in so many of the examples."""
 

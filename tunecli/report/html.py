@@ -11,6 +11,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from tunecli.config.errors import UserError
+from tunecli.engine.questions import question_of
 from tunecli.engine.text import visible
 from tunecli.report import numbers
 
@@ -35,6 +36,8 @@ def render(template: str, *, package: str = "tunecli.report", **values: Any) -> 
         "difference": numbers.difference,
         "unit": numbers.unit_of,
         "value": numbers.in_words,
+        "short_hash": numbers.short_hash,
+        "question": question_of,
     }
     return environment.get_template(template).render(values)
 

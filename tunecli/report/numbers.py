@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
+
+COMMIT = "git_commit"
+"""What environment.json calls the commit of tunecli that trained."""
 
 
 def unit_of(metric: str) -> str:
@@ -27,10 +31,11 @@ def shown(value: float, unit: str = "") -> str:
 
 
 def difference(value: float, unit: str = "") -> str:
-    """With its sign. Shares differ by points, not by percent."""
+    """With its sign; 0 where what is shown of it would be nothing but zeros. Shares differ by points, not by
+    percent."""
     sign = "−" if value < 0 else "+"
     text = f"{100 * abs(value):.1f} points" if unit == "share" else shown(abs(value), unit)
-    return "0" if value == 0 else sign + text
+    return sign + text if re.search("[1-9]", text) else "0"
 
 
 def duration(seconds: float) -> str:
@@ -76,6 +81,10 @@ def in_words(value: Any) -> str:
     if isinstance(value, list) and value:
         return ("; " if any(isinstance(each, dict) for each in value) else ", ").join(map(in_words, value))
     return json.dumps(value, ensure_ascii=False)
+
+
+def short_hash(commit: str) -> str:
+    return commit[:10]
 
 
 def scientific(value: float, digits: int) -> str:

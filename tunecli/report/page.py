@@ -185,9 +185,14 @@ def _description(run: Run) -> str:
     peft = dict.fromkeys(key.split(".")[1] for key in config if key.startswith("peft."))
     method = " + ".join(peft) or "full fine-tuning"
     quantization = config.get("model.quantization", "none")
-    base = f"{config.get('model.path')}" + ("" if quantization == "none" else f" in {quantization}")
+    base = _short(config.get("model.path")) + ("" if quantization == "none" else f" in {quantization}")
     sources = [source["path"] for source in config.get("data.mix") or []] or [config.get("data.path")]
-    return f"{config.get('stage.name')} of {base} with {method} on {', '.join(map(str, sources))}"
+    return f"{config.get('stage.name')} of {base} with {method} on {', '.join(map(_short, sources))}"
+
+
+def _short(path: object) -> str:
+    """What of a path tells: its last two parts. The whole one stands in the configuration."""
+    return "/".join(Path(str(path)).parts[-2:]) if str(path).count("/") > 1 else str(path)
 
 
 def _conversations(samples: list[dict[str, Any]]) -> list[Answers]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,11 +11,13 @@ from rich.table import Table
 from rich.text import Text
 
 from tunecli.engine.text import visible
-from tunecli.report.difference import Section
-from tunecli.report.numbers import difference, in_words, shown, unit_of
+from tunecli.report.difference import BEST, LAST, Section
+from tunecli.report.numbers import COMMIT, difference, in_words, short_hash, shown, unit_of
 
 FIGURES = ("results", "speed")
 """Sections of numbers, whose differences mean something."""
+TRAILING = re.compile(r" +((?:\x1b\[[\d;]*m)*)$", re.MULTILINE)
+"""Blanks at the end of a line, before what ends a style."""
 FINGERPRINT = 8
 """Digits of a fingerprint that are shown."""
 PIPED = 10_000
@@ -34,7 +37,9 @@ def show_differences(names: Sequence[str], sections: Sequence[Section]) -> None:
             console.print(Text(f"\n{section.title}: {same}", style="dim"))
             continue
         console.print(Text(f"\n{section.title}", style="bold"))
-        console.print(_table(section))
+        with console.capture() as captured:
+            console.print(_table(section))
+        console.file.write(TRAILING.sub(r"\1", captured.get()))
         if section.equal:
             console.print(Text(f"{section.equal:,} more are the same", style="dim"))
 
@@ -52,9 +57,9 @@ def _table(section: Section) -> Table:
 
 def _figures(name: str, values: Sequence[Any]) -> Iterator[str]:
     """The values and their difference."""
-    unit = unit_of(name.removesuffix(" (last)").removesuffix(" (best)"))
+    unit = unit_of(name.removesuffix(LAST).removesuffix(BEST))
     for value in values:
-        yield shown(value, unit) if isinstance(value, float) else _value(name, value)
+        yield shown(value, unit) if isinstance(value, float) or (unit and value is not None) else _value(name, value)
     if all(isinstance(value, int | float) for value in values):
         yield difference(values[1] - values[0], unit)
 
@@ -64,4 +69,4 @@ def _value(name: str, value: Any) -> str:
         return "—"
     if name.endswith("fingerprints"):
         return ", ".join(fingerprint[:FINGERPRINT] for fingerprint in value)
-    return in_words(value)
+    return short_hash(value) if name == COMMIT else in_words(value)
