@@ -8,9 +8,10 @@ about as much as an adapter does, and would hide a merge gone wrong.
 Merging is exact on paper, x W + (x B) A = x (W + B A). Each layer is merged in fp32 and there has to give what it
 gave with its adapter (`EXACT`). What differs then is that W + B A is rounded once to the written dtype. That is small
 for a weight and adds up over the layers: SmolLM2-135M, 30 layers, trained for 60 steps, in bfloat16, moved logits of
-up to 40 by 1.2 to 1.5 (rms 0.18, where the adapter does 3.2) and kept the most likely token at 98 % of the places;
-half way between base and tuned by 3.7, and at 94 %. `TOLERANCE` bounds the largest difference of a logit, as a share
-of the largest logit, where no rounding could explain it; how often the most likely token stays the same is said.
+up to 40 by 1.2 to 1.5 (rms 0.18, where the adapter does 3.2) and kept the most likely token at 97 to 98 % of the
+places; half way between base and tuned by 3.7, and at 94 %. `TOLERANCE` bounds the largest difference of a logit, as
+a share of the largest logit, where no rounding could explain it; how often the most likely token stays the same is
+said.
 
 A 4-bit base is dequantised first, and the result compared with the 4-bit model: the adapter was trained against the
 rounding of its base, so it fits those weights better than the original ones. An 8-bit model also rounds what flows
@@ -44,7 +45,7 @@ from tunecli.report.card import NAME as CARD
 from tunecli.report.card import Merging, merged_card, public, run_label
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.05, torch.bfloat16: 0.2}
-AGREES = 0.97
+AGREES = 0.95
 """Share of places with the same most likely token below which a finer dtype is advised."""
 
 
