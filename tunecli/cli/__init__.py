@@ -45,8 +45,9 @@ start here:
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; returns the exit status (2 for a mistake of the user's)."""
     words = sys.argv[1:] if argv is None else argv
-    # Threads that wait for each other in a loop take the cores from each other on a busy machine: 5 times slower.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads that wait for each other in a loop keep the cores from each other on a busy machine: beside another load
+    # training was 4 times slower with libgomp's own number of rounds; on a quiet machine this one costs 5 to 10 %.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         status = _dispatch(words)
         sys.stdout.flush()
