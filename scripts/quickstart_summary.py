@@ -6,6 +6,8 @@ import json
 import sys
 from pathlib import Path
 
+from tunecli.engine.questions import question_of
+
 SHOWN = 3
 
 NEXT = """
@@ -36,7 +38,7 @@ def main() -> None:
     run = Path(sys.argv[1])
     print("\nHeld-out reviews, before and after:")
     for before, after in answers(run)[:SHOWN]:
-        review = before["prompt"].split("\n\n")[-1].split("<|im_end|>")[0]
+        review = question_of(before["prompt"]).split("\n\n")[-1]
         print(f"\n  {' '.join(review.split())[:110]}")
         print(f"    before: {' '.join(before['answer'].split())}")
         print(f"    after:  {' '.join(after['answer'].split())}    (people: {after['expected']})")
