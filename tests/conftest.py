@@ -33,3 +33,12 @@ def assets() -> Path:
     if not (folder / "models").is_dir():
         pytest.fail("run scripts/fetch_assets.py first (scripts/test.sh does)")
     return folder
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What is marked `grid` runs only when asked for."""
+    if "grid" in config.option.markexpr:
+        return
+    left_out = [item for item in items if item.get_closest_marker("grid")]
+    items[:] = [item for item in items if not item.get_closest_marker("grid")]
+    config.hook.pytest_deselected(items=left_out)

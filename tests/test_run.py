@@ -113,10 +113,16 @@ def test_a_bad_row_ends_with_status_2_and_names_file_and_row(tmp_path: Path, pro
 
 
 def test_all_problems_at_once_before_anything_is_written(tmp_path: Path) -> None:
-    words = ["peft=bitfit", "train.micro_batch_size=2", "train.micro_batch_tokens=64", "train.learning_rate=-1"]
+    words = [
+        "peft=pfeiffer",
+        "peft.pfeiffer.dropout=1",
+        "train.micro_batch_size=2",
+        "train.micro_batch_tokens=64",
+        "train.learning_rate=-1",
+    ]
     done = tune("run", "recipe=smoke_sft_lora", *words, cwd=tmp_path)
     assert done.returncode == 2
-    for wanted in ("bitfit", "micro_batch_tokens", "train.learning_rate"):
+    for wanted in ("peft.pfeiffer.dropout", "micro_batch_tokens", "train.learning_rate"):
         assert wanted in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "outputs").exists()

@@ -32,7 +32,7 @@ from tunecli.config.paths import recipe_names
         (["run", "mod"], ["model=", "model."]),
         (["run", "model=tiny_l"], ["model=tiny_llama"]),
         (["run", "peft=[lora,bi"], ["peft=[lora,bitfit"]),
-        (["run", "+peft@peft.second=lo"], ["+peft@peft.second=lora"]),
+        (["run", "+peft@peft.second=lor"], ["+peft@peft.second=lora"]),
         (["run", "train.lr"], ["train.lr_scheduler="]),
         (["run", "train.lr_scheduler=c"], ["train.lr_scheduler=constant", "train.lr_scheduler=cosine"]),
         (["run", "model.trust_remote_code=t"], ["model.trust_remote_code=true"]),
@@ -41,7 +41,7 @@ from tunecli.config.paths import recipe_names
         (["resume", "out", "train.max_s"], ["train.max_steps="]),
         (["run", "--dr"], ["--dry-run"]),
         (["ls", "pe"], ["peft"]),
-        (["cp", "peft/l"], ["peft/lora"]),
+        (["cp", "peft/lor"], ["peft/lora"]),
         (["completion", "f"], ["fish"]),
         (["nonsense", ""], []),
     ],
@@ -72,7 +72,7 @@ TYPED = {
     "tune run recipe=smoke_qlora data=smok": "tune run recipe=smoke_qlora data=smoke ",
     "tune run model.dtyp": "tune run model.dtype=",
     "tunecli run train.lr_scheduler=cos": "tunecli run train.lr_scheduler=cosine ",
-    "tune run +peft@peft.second=lo": "tune run +peft@peft.second=lora ",
+    "tune run +peft@peft.second=lor": "tune run +peft@peft.second=lora ",
     "tune show recipe=./my_own": "tune show recipe=./my_own.yaml ",
 }
 

@@ -27,7 +27,10 @@ def test_shipped_recipes_that_need_no_files_have_no_problem(recipe: str):
 MISTAKES = {
     ("train.micro_batch_size=2", "train.micro_batch_tokens=9"): ("train", "train.micro_batch_size=null"),
     ("model.quantization=int8", "peft=full"): ("model.quantization", "peft=lora"),
-    ("peft=[lora,bitfit]",): ("peft.bitfit", "peft=lora"),
+    ("model.quantization=nf4", "peft=[lora,loha]"): ("peft.loha", "tune ls peft"),
+    ("peft=houlsby", "peft.houlsby.reduction_factor=0"): ("peft.houlsby.reduction_factor", "at least 1"),
+    ("peft=[lora,oft]", "peft.oft.oft_block_size=1"): ("peft.oft.oft_block_size", "at least 2"),
+    ("peft.lora.rank_pattern={q_proj: 0}",): ("peft.lora.rank_pattern.q_proj", "greater than 0"),
     ("model.device_map=auto", "launch.num_processes=2"): ("model.device_map", "launch.num_processes=1"),
     ("model.device_map=auto", "launch=cpu"): ("model.device_map", "model.device_map=null"),
     ("train.precision=fp16", "launch=cpu"): ("train.precision", "train.precision=auto"),

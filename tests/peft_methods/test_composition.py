@@ -1,22 +1,35 @@
-"""Every method of `METHODS` on a tiny model: no-op at the start, only its parameters train, saved = loaded."""
+"""Methods together, and what every one of them is compared with; each alone is in test_grid.py."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import peft
 import pytest
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
+from architectures import inputs_of, logits_of, model_of
 from tiny import causal_lm
 from torch.testing import assert_close
+from transformers import PreTrainedModel
+from tuners import disturbed
 
 from tunecli.config.errors import UserError
 from tunecli.config.paths import option_names
-from tunecli.config.peft import NOT_TRAINABLE_YET, PEFT_SCHEMAS, LoraConfig, PeftConfig
+from tunecli.config.peft import (
+    PEFT_SCHEMAS,
+    BitFitConfig,
+    HoulsbyConfig,
+    Ia3Config,
+    LoraConfig,
+    ParallelConfig,
+    PeftConfig,
+)
+from tunecli.config.peft_facts import FACTS
 from tunecli.peft_methods import METHODS
-from tunecli.peft_methods.composition import inject, load_adapters, save_adapters
+from tunecli.peft_methods.composition import activate, inject, load_adapters, save_adapters
 
+SOME = [("llama", "causal_lm"), ("gpt2", "causal_lm"), ("t5", "seq2seq"), ("bert", "classification")]
 IDS = torch.randint(4, 90, (2, 9), generator=torch.Generator().manual_seed(0))
 
 
@@ -25,86 +38,9 @@ def logits(lm) -> torch.Tensor:
         return lm.eval()(IDS).logits
 
 
-def disturbed(lm, seed: int = 1):
-    """Trained parameters moved away from their start."""
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in lm.parameters():
-        if parameter.requires_grad:
-            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
-    return lm
-
-
 def test_table_schemas_and_yaml_agree() -> None:
-    assert set(METHODS) | NOT_TRAINABLE_YET == set(PEFT_SCHEMAS)
-    assert not set(METHODS) & NOT_TRAINABLE_YET
+    assert set(METHODS) == set(PEFT_SCHEMAS) == set(FACTS) - {"full"}
     assert set(option_names("peft")) == set(PEFT_SCHEMAS) | {"full"}
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gpt2", "phi3"])
-class TestEveryMethod:
-    def methods(self, method: str) -> dict[str, PeftConfig]:
-        return {method: PEFT_SCHEMAS[method]()}
-
-    def test_it_changes_nothing_at_the_start(self, method: str, architecture: str) -> None:
-        lm = causal_lm(architecture)
-        before = logits(lm)
-        inject(lm, self.methods(method), seed=0)
-        assert_close(logits(lm), before, atol=1e-6, rtol=0)
-
-    def test_only_its_parameters_get_gradients(self, method: str, architecture: str) -> None:
-        lm = causal_lm(architecture)
-        base = {id(parameter) for parameter in lm.parameters()}
-        inject(lm, self.methods(method), seed=0)
-        lm.train()(IDS, labels=IDS).loss.backward()
-        added = [p for p in lm.parameters() if id(p) not in base]
-        assert added and all(p.requires_grad and p.grad is not None for p in added)
-        assert all(not p.requires_grad and p.grad is None for p in lm.parameters() if id(p) in base)
-
-    def test_saved_equals_loaded_also_by_plain_peft(self, method: str, architecture: str, tmp_path: Path) -> None:
-        lm = causal_lm(architecture)
-        inject(lm, self.methods(method), seed=0)
-        expected = logits(disturbed(lm))
-        save_adapters(lm, self.methods(method), tmp_path, base="somewhere")
-        ours = causal_lm(architecture)
-        assert load_adapters(ours, [tmp_path / method]) == [method]
-        assert_close(logits(ours), expected, atol=1e-6, rtol=0)
-        theirs = peft.PeftModel.from_pretrained(causal_lm(architecture), str(tmp_path / method))
-        assert_close(logits(theirs), expected, atol=1e-6, rtol=0)
-
-    def test_switched_off_it_gives_the_base(self, method: str, architecture: str) -> None:
-        lm = causal_lm(architecture)
-        before = logits(lm)
-        inject(lm, self.methods(method), seed=0)
-        disturbed(lm)
-        assert not torch.allclose(logits(lm), before, atol=1e-3)
-        for module in lm.modules():
-            if isinstance(module, BaseTunerLayer):
-                module.enable_adapters(False)
-        assert_close(logits(lm), before, atol=1e-6, rtol=0)
-
-    def test_the_loss_falls(self, method: str, architecture: str) -> None:
-        lm = causal_lm(architecture)
-        inject(lm, self.methods(method), seed=0)
-        optimizer = torch.optim.AdamW([p for p in lm.parameters() if p.requires_grad], lr=1e-2)
-        losses = []
-        for _ in range(8):
-            loss = lm.train()(IDS, labels=IDS).loss
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            losses.append(loss.item())
-        assert losses[-1] < losses[0] - 0.1
-
-    def test_the_seed_alone_decides_where_it_starts(self, method: str, architecture: str) -> None:
-        def start(seed: int) -> torch.Tensor:
-            lm = causal_lm(architecture)
-            torch.rand(seed + 1)  # what the process drew before must not matter
-            inject(lm, self.methods(method), seed=seed)
-            return torch.cat([p.detach().flatten() for p in lm.parameters() if p.requires_grad])
-
-        assert torch.equal(start(0), start(0))
-        assert not torch.equal(start(0), start(1))
 
 
 def test_lora_equals_pefts_own() -> None:
@@ -143,3 +79,48 @@ def test_two_loras_at_once_are_both_trained_and_both_saved(tmp_path: Path) -> No
 def test_targets_that_are_not_there_are_refused_with_those_that_are() -> None:
     with pytest.raises(UserError, match=r"peft\.lora\.target_modules(.|\n)*q_proj"):
         inject(causal_lm(), {"lora": LoraConfig(target_modules=["c_attn"])}, seed=0)
+
+
+SIX: dict[str, PeftConfig] = {
+    "lora": LoraConfig(r=4),
+    "ia3": Ia3Config(),
+    "bitfit": BitFitConfig(add_missing=True),
+    "houlsby": HoulsbyConfig(bottleneck_size=8),
+    "parallel": ParallelConfig(bottleneck_size=8),
+    "second": LoraConfig(r=2),
+}
+
+
+@pytest.mark.parametrize("order", [list(SIX), list(reversed(SIX))], ids=["inside out", "outside in"])
+@pytest.mark.parametrize(("architecture", "task"), SOME, ids="-".join)
+class TestSixAtOnce:
+    def composed(self, architecture: str, task: str, order: list[str]) -> PreTrainedModel:
+        model = model_of(architecture, task)
+        inject(model, {name: SIX[name] for name in order}, seed=0)
+        return model
+
+    def test_they_start_as_the_base_and_train_together(self, architecture: str, task: str, order: list[str]) -> None:
+        inputs = inputs_of(architecture, task)
+        model = self.composed(architecture, task, order)
+        assert_close(logits_of(model, inputs), logits_of(model_of(architecture, task), inputs), atol=2e-6, rtol=0)
+        model.train()(**inputs).loss.backward()
+        for name in order:
+            own = [p for n, p in model.named_parameters() if f".tune_{name}" in n]
+            assert own and all(p.requires_grad and p.grad is not None for p in own), name
+
+    def test_they_are_loaded_exactly_and_each_is_a_folder_of_its_own(
+        self, architecture: str, task: str, order: list[str], tmp_path: Path
+    ) -> None:
+        inputs = inputs_of(architecture, task)
+        model = disturbed(self.composed(architecture, task, order))
+        save_adapters(model, order, tmp_path, base="somewhere")
+        assert json.loads((tmp_path / "composition.json").read_text()) == {"order": order}
+        loaded = model_of(architecture, task)
+        load_adapters(loaded, [tmp_path / name for name in order])
+        assert torch.equal(logits_of(loaded, inputs), logits_of(model, inputs))
+        for name in order:
+            activate(loaded, [f"tune_{name}"])
+            alone = peft.PeftModel.from_pretrained(model_of(architecture, task), str(tmp_path / name))
+            assert_close(logits_of(loaded, inputs), logits_of(alone.base_model.model, inputs), atol=1e-5, rtol=0)
+        activate(loaded, [])
+        assert_close(logits_of(loaded, inputs), logits_of(model_of(architecture, task), inputs), atol=1e-6, rtol=0)

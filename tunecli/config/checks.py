@@ -14,9 +14,8 @@ from tunecli.config.data_checks import data_problems
 from tunecli.config.data_files import is_local
 from tunecli.config.errors import Problem
 from tunecli.config.launch import Strategy
-from tunecli.config.model import Quantization
 from tunecli.config.nearest import did_you_mean
-from tunecli.config.peft import NOT_TRAINABLE_YET, LoraConfig, PeftConfig
+from tunecli.config.peft_checks import peft_problems
 from tunecli.config.run import RunConfig
 from tunecli.config.train import Precision
 
@@ -58,7 +57,7 @@ def find_problems(config: RunConfig, *, new_run: bool = False) -> list[Problem]:
         *_schedule(config),
         *_evaluation(config),
         *_trackers(config.train.trackers),
-        *_peft(config),
+        *peft_problems(config),
         *_launch(config),
         *_model_path(config),
         *data_problems(config),
@@ -154,37 +153,6 @@ def _installed(package: str) -> bool:
     """A folder of that name, which some trackers leave behind where they run, is no package."""
     spec = importlib.util.find_spec(package)
     return spec is not None and spec.origin is not None
-
-
-def _peft(config: RunConfig) -> Iterator[Problem]:
-    if config.model.quantization is not Quantization.none and not config.peft:
-        yield Problem(
-            "model.quantization",
-            f"{config.model.quantization.value} weights cannot be trained themselves, and there is no adapter",
-            "peft=lora, or model.quantization=none for full fine-tuning",
-        )
-    for name, method in config.peft.items():
-        if method.method in NOT_TRAINABLE_YET:
-            yield Problem(
-                f"peft.{name}",
-                f"{method.method} composes, but this version of tunecli cannot train it",
-                "peft=lora, or peft=full",
-            )
-        yield from _lora(f"peft.{name}", method)
-
-
-def _lora(key: str, method: PeftConfig) -> Iterator[Problem]:
-    if not isinstance(method, LoraConfig):
-        return
-    yield from _number(f"{key}.r", method.r, "greater than 0", lambda value: value > 0)
-    yield from _number(f"{key}.lora_alpha", method.lora_alpha, "greater than 0", lambda value: value > 0)
-    yield from _number(
-        f"{key}.lora_dropout", method.lora_dropout, "at least 0 and below 1", lambda value: 0 <= value < 1
-    )
-    if not method.target_modules:
-        yield Problem(f"{key}.target_modules", "is empty", f"{key}.target_modules=[all-linear]")
-    elif "all-linear" in method.target_modules and len(method.target_modules) > 1:
-        yield Problem(f"{key}.target_modules", "names all-linear and more", f"{key}.target_modules=[all-linear]")
 
 
 def _launch(config: RunConfig) -> Iterator[Problem]:

@@ -29,13 +29,14 @@ class UserError(Exception):
         if fix:
             lines.append(f"  fix: {fix}")
         super().__init__("\n".join(lines))
+        self.what, self.where, self.fix = what, where, fix
 
 
 class ConfigError(UserError):
     """All problems of a configuration at once."""
 
     def __init__(self, problems: list[Problem]) -> None:
-        Exception.__init__(self, "\n".join(str(problem) for problem in problems))
+        super().__init__("\n".join(str(problem) for problem in problems))
         self.problems = problems
 
 

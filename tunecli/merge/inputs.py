@@ -62,12 +62,24 @@ def check(source: Source, target: Path, interpolation: float, force: bool) -> No
     if len({config.peft_type for config in configs}) > 1:
         raise UserError("adapters of different kinds cannot be merged together", fix="merge one, then the next one")
     for folder, config in zip(source.adapters, configs, strict=True):
+        if why := _why_not(config):
+            raise UserError(
+                f"cannot be merged: {why}", where=str(folder), fix="use it unmerged: tunecli.load, tune chat"
+            )
         if interpolation not in (0, 1) and not _is_linear(config):
             raise UserError(
                 "its change of the weights cannot be scaled: only plain LoRA's can",
                 where=str(folder),
                 fix="leave out --interpolate",
             )
+
+
+def _why_not(config: PeftConfig) -> str | None:
+    if config.peft_type == "BOTTLENECK":
+        return "no weight of the model does what the non-linearity of a bottleneck adapter does"
+    if config.peft_type == "BITFIT" and config.add_missing:
+        return "the plain model has no place for the biases that it adds"
+    return None
 
 
 def _is_linear(config: PeftConfig) -> bool:

@@ -1,15 +1,31 @@
-"""Parameter-efficient methods: a module each, a row in `METHODS`, a schema in `config/peft.py`, a YAML."""
+"""Parameter-efficient methods: a module each, a row in `METHODS`, a schema and facts in `config/peft.py`, a YAML.
+
+Every method is a tuner of peft's kind that is injected into one plain transformers model: peft's own layers where
+they are right, ours where they are not. So forward, generate, cache, padding and checkpointing are the plain model's
+own, several methods are several injections, and each is saved as a peft checkpoint.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+import peft
+from transformers import PreTrainedModel
 
-from tunecli.peft_methods import lora
+from tunecli.peft_methods import bitfit, bottleneck, ia3, ln_tuning, loha, lokr, lora, oft, vera
 
-METHODS: dict[str, Callable[[nn.Module, str, Any], None]] = {
-    "lora": lora.inject,
+METHODS: dict[str, Callable[[Any, PreTrainedModel], peft.PeftConfig]] = {
+    "lora": lora.peft_config,
+    "vera": vera.peft_config,
+    "loha": loha.peft_config,
+    "lokr": lokr.peft_config,
+    "oft": oft.peft_config,
+    "ia3": ia3.peft_config,
+    "ln_tuning": ln_tuning.peft_config,
+    "bitfit": bitfit.peft_config,
+    "houlsby": bottleneck.peft_config,
+    "pfeiffer": bottleneck.peft_config,
+    "parallel": bottleneck.peft_config,
 }
-"""method -> `inject(model, adapter_name, config)`, which adds trainable parameters to the model in place"""
+"""method -> what peft is to inject into this model: `peft_config(config, model)`"""

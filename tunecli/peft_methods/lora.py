@@ -1,29 +1,53 @@
 """LoRA: low-rank updates of linear layers (Hu et al., 2021), and QLoRA when the base is quantised (Dettmers et al.,
-2023). The layers are peft's own, injected into the plain transformers model.
+2023). With rank-stabilised scaling (Kalajdzievski, 2023) and DoRA (Liu et al., 2024) as options. The layers are
+peft's.
 
 Departs from peft's `get_peft_model`: no wrapper model, so forward and generate are the plain model's own.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
 import peft
-from peft import inject_adapter_in_model
-from torch import nn
+from transformers import PreTrainedModel
 
-from tunecli.config.peft import LoraConfig
+from tunecli.config.errors import UserError
+from tunecli.config.peft import LoraConfig, LoraInit
+from tunecli.peft_methods.targets import linear_targets
 
-
-def inject(model: nn.Module, adapter_name: str, config: LoraConfig) -> None:
-    """Add the update matrices to `model` in place; B starts at zero, so the outputs do not change."""
-    inject_adapter_in_model(peft_config(config), model, adapter_name=adapter_name)
+INIT = {LoraInit.default: True, LoraInit.gaussian: "gaussian"}
 
 
-def peft_config(config: LoraConfig) -> peft.LoraConfig:
-    everywhere = config.target_modules == ["all-linear"]
+def peft_config(config: LoraConfig, model: PreTrainedModel) -> peft.LoraConfig:
+    """B starts at zero, so the outputs do not change.
+
+    Raises:
+        UserError: a target or a pattern is not in this model.
+    """
+    targets = linear_targets(model, config.target_modules)
+    for key, patterns in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern)):
+        _check_patterns(key, patterns, targets)
     return peft.LoraConfig(
         r=config.r,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
-        target_modules="all-linear" if everywhere else list(config.target_modules),
-        task_type="CAUSAL_LM",
+        target_modules=targets,
+        use_rslora=config.use_rslora,
+        use_dora=config.use_dora,
+        init_lora_weights=INIT[config.init_lora_weights],
+        rank_pattern=dict(config.rank_pattern),
+        alpha_pattern=dict(config.alpha_pattern),
     )
+
+
+def _check_patterns(key: str, patterns: Iterable[str], targets: list[str]) -> None:
+    for pattern in patterns:
+        if not any(re.match(rf"(.*\.)?({pattern})$", target) for target in targets):
+            known = sorted({target.rpartition(".")[2] for target in targets})
+            raise UserError(
+                f"{pattern!r} is none of the layers that are adapted",
+                where=key,
+                fix=f"one of {', '.join(known)}, or a regular expression",
+            )

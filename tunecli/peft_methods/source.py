@@ -18,6 +18,8 @@ from tunecli.models.load import resolve_path
 
 ADAPTER = "adapter_config.json"
 TOKENIZER = "tokenizer_config.json"
+COMPOSITION = "composition.json"
+"""Beside the peft folders of a run: their order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +99,12 @@ def _run_dir(folder: Path) -> Path | None:
 
 
 def _adapters(folder: Path) -> list[Path]:
-    """The peft folders that `folder` is or holds."""
-    return [folder] if (folder / ADAPTER).is_file() else sorted(file.parent for file in folder.glob(f"*/{ADAPTER}"))
+    """The peft folders that `folder` is or holds, in the order in which they were put into the model."""
+    if (folder / ADAPTER).is_file():
+        return [folder]
+    if (folder / COMPOSITION).is_file():
+        return [folder / name for name in json.loads((folder / COMPOSITION).read_text(encoding="utf-8"))["order"]]
+    return sorted(file.parent for file in folder.glob(f"*/{ADAPTER}"))
 
 
 def _of_run(path: str, folder: Path, run_dir: Path) -> Source:
