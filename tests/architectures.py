@@ -86,6 +86,22 @@ def _labels(task: str, ids: Tensor, mask: Tensor, generator: torch.Generator) ->
     return ids.where(mask, -100)
 
 
+def with_virtual_tokens(inputs: dict[str, Tensor], ids: list[int]) -> dict[str, Tensor]:
+    """The same with the tokens `ids` behind the first one, as classifiers look for [CLS] there."""
+
+    def inserted(values: Tensor, new: Tensor) -> Tensor:
+        return torch.cat([values[:, :1], new.expand(len(values), -1), values[:, 1:]], dim=1)
+
+    rows = {
+        "input_ids": inserted(inputs["input_ids"], torch.tensor(ids)),
+        "attention_mask": inserted(inputs["attention_mask"], torch.ones(len(ids), dtype=torch.int64)),
+    }
+    labels = inputs["labels"]
+    if labels.shape == inputs["input_ids"].shape:
+        rows["labels"] = inserted(labels, torch.full((len(ids),), -100))
+    return inputs | rows
+
+
 def logits_of(model: T.PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
     """In eval mode, without gradients."""
     with torch.no_grad():

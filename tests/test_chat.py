@@ -15,9 +15,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from merging import finished_run
 from rich.console import Console
 from transformers import AutoTokenizer
 
+import tunecli
 from tests.data.conftest import family, plain_tokenizer, template_text  # noqa: F401 - fixtures
 from tunecli.chat import answering
 from tunecli.chat.answering import _Text, answer
@@ -226,6 +228,24 @@ class TestSources:
         for name in ("one", "base", "two", "base", "two", "one", "base"):
             session.switch(name)
             assert torch.equal(logits(session), expected[name]), name
+
+    def test_runs_of_every_kind_and_compositions_of_them(self, tmp_path: Path, base_logits):
+        kinds = ["lora", "houlsby", "bitfit", "ia3", "ln_tuning", "vera", "lora,ia3", "houlsby,bitfit,lora"]
+        runs = []
+        for seed, kind in enumerate(kinds):
+            own = ["peft.bitfit.add_missing=true"] if "bitfit" in kind else []
+            runs.append(finished_run(tmp_path / kind.replace(",", "-"), f"peft=[{kind}]", *own, seed=seed))
+        session = open_session([str(run) for run in runs], GREEDY, None)
+        names = [name for name in session.models if name != "base"]
+        for name, run in [*zip(names, runs, strict=True)][::-1]:
+            session.switch(name)
+            with torch.no_grad():
+                expected = tunecli.load(run)[0](IDS).logits
+            assert torch.allclose(logits(session), expected, atol=1e-5)
+            assert not torch.allclose(expected, base_logits, atol=1e-3)
+            session.switch("base")
+            assert torch.equal(logits(session), base_logits)
+        assert session.ask("Hello", quiet).tokens
 
     def test_an_adapter_folder_is_rendered_as_its_run(self, runs):
         source = find_source(str(runs["two"] / "adapter" / "second"))

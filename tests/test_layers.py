@@ -22,24 +22,26 @@ ROWS: dict[str, set[str]] = {
     "stages": {"config", "ops", "engine", "models", "data", "peft_methods", "evaluation"},
     "report": {"config", "ops", "engine", "models", "data", "peft_methods", "evaluation", "stages"},
     "run": {"config", "ops", "engine", "models", "data", "peft_methods", "evaluation", "stages", "report"},
-    "prepare": {"config", "engine", "run"},
-    "lint": {"config", "data", "models", "run"},
+    "prepare": {"config", "engine", "peft_methods", "run"},
+    "lint": {"config", "data", "models", "peft_methods", "run"},
     "worker": {"config", "engine", "run"},
     "preview": {"config", "engine", "data", "report", "run"},
     "chat": {"config", "engine", "models", "data", "peft_methods", "run"},
     "merge": {"config", "models", "data", "peft_methods", "report", "run"},
     "push": {"config", "engine", "report"},
     "count": {"config", "models", "peft_methods"},
+    "neighbours": {"config", "models", "peft_methods"},
     "launch": {"config"},
     "foreign": {"config"},
     "cli": {"config"},
-    "": {"peft_methods"},
+    "": {"chat", "peft_methods"},
     "__main__": {"cli"},
 }
 """Part of the package -> the parts that it may import. "" is `tunecli/__init__.py`."""
 
 INSIDE_FUNCTIONS: dict[str, set[str]] = {
     "cli": {"", "chat", "count", "engine", "launch", "lint", "merge", "preview", "push", "report", "foreign"}
+    | {"neighbours"}
 }
 """More of them, for imports that run only when a function is called."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,13 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tunecli
+from tests.peft_methods.test_grid import SMALL
 from tunecli.cli import main
 from tunecli.config.errors import UserError
 from tunecli.config.model import DType
 from tunecli.config.paths import cache_dir
+from tunecli.config.peft import PEFT_SCHEMAS
+from tunecli.config.peft_facts import FACTS
 from tunecli.merge import MergeRefused, logits, merge
 from tunecli.models.builtin import materialize
 
@@ -39,7 +43,7 @@ def of_run(folder: Path) -> Tensor:
     return logits(tunecli.load(folder)[0], IDS)[0]
 
 
-def weights(folder: Path) -> dict[str, Tensor]:
+def weights_in(folder: Path) -> dict[str, Tensor]:
     return dict(plain(folder).named_parameters())
 
 
@@ -75,8 +79,8 @@ def test_a_quantised_base_is_dequantised(tmp_path: Path, kind: str) -> None:
 def test_a_bf16_run_stays_bf16_and_each_weight_is_rounded_once(tmp_path: Path) -> None:
     run = finished_run(tmp_path / "run", "model.dtype=bfloat16", dtype=torch.bfloat16)
     assert merge([run]).dtype == "bfloat16"
-    fine = weights(merge([run], tmp_path / "fine", dtype=DType.float32).folder)
-    for name, parameter in weights(run / "merged").items():
+    fine = weights_in(merge([run], tmp_path / "fine", dtype=DType.float32).folder)
+    for name, parameter in weights_in(run / "merged").items():
         step = fine[name].abs() * 2**-8  # bf16 keeps 8 bits
         assert ((parameter - fine[name]).abs() <= step + 1e-3).all(), name
 
@@ -86,13 +90,13 @@ def test_interpolation_runs_from_the_base_to_the_tuned_model(tmp_path: Path, wor
     run = finished_run(tmp_path / "run", *words)
     merge([run], tmp_path / "zero", interpolation=0)
     merge([run], tmp_path / "half", interpolation=0.5)
-    base = weights(materialize("tiny_llama"))
+    base = weights_in(materialize("tiny_llama"))
     if words:
-        tuned = weights(run / "model")
+        tuned = weights_in(run / "model")
     else:
         merge([run], tmp_path / "one")
-        tuned = weights(tmp_path / "one")
-    zero, half = weights(tmp_path / "zero"), weights(tmp_path / "half")
+        tuned = weights_in(tmp_path / "one")
+    zero, half = weights_in(tmp_path / "zero"), weights_in(tmp_path / "half")
     for name in base:
         assert_close(zero[name], base[name], atol=1e-7, rtol=0)
         assert_close(half[name], (base[name] + tuned[name]) / 2, atol=1e-6, rtol=0)
@@ -101,10 +105,158 @@ def test_interpolation_runs_from_the_base_to_the_tuned_model(tmp_path: Path, wor
 def test_several_adapters_add_up(run: Path, tmp_path: Path) -> None:
     other = finished_run(tmp_path / "other", seed=2)
     both = merge([run, other / "adapter" / "lora"], tmp_path / "both", base="builtin:tiny_llama").folder
-    base = weights(materialize("tiny_llama"))
-    one, two = weights(merge([run], tmp_path / "1").folder), weights(merge([other], tmp_path / "2").folder)
-    for name, parameter in weights(both).items():
+    base = weights_in(materialize("tiny_llama"))
+    one, two = weights_in(merge([run], tmp_path / "1").folder), weights_in(merge([other], tmp_path / "2").folder)
+    for name, parameter in weights_in(both).items():
         assert_close(parameter - base[name], one[name] + two[name] - 2 * base[name], atol=1e-5, rtol=0)
+
+
+def deltas(model: dict[str, Tensor], base: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value - base[name] for name, value in model.items()}
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another rank, other layers, and other ranks in some of them."""
+    words = ["peft.lora.r=6", "peft.lora.target_modules=[q_proj,down_proj]", "peft.lora.rank_pattern={q_proj: 9}"]
+    return finished_run(tmp_path_factory.mktemp("other") / "run", *words, seed=2)
+
+
+@pytest.mark.parametrize("weights", [(0.7, 0.3), (1, -1), (0, 2.5)])
+def test_weights_multiply_the_updates(run: Path, other: Path, tmp_path: Path, weights: tuple[float, float]) -> None:
+    base = weights_in(materialize("tiny_llama"))
+    one, two = (deltas(weights_in(merge([each], tmp_path / each.parent.name).folder), base) for each in (run, other))
+    merged = merge([run, other], tmp_path / "m", weights=weights)
+    for name, delta in deltas(weights_in(merged.folder), base).items():
+        assert_close(delta, weights[0] * one[name] + weights[1] * two[name], atol=1e-5, rtol=0)
+    assert f"{weights[1]:g} times `lora`" in (tmp_path / "m" / "README.md").read_text()
+    half = weights_in(merge([run, other], tmp_path / "half", weights=weights, interpolation=0.5).folder)
+    for name, delta in deltas(half, base).items():
+        assert_close(2 * delta, weights[0] * one[name] + weights[1] * two[name], atol=1e-5, rtol=0)
+
+
+def test_added_and_taken_away_again_is_the_base(run: Path, other: Path, tmp_path: Path) -> None:
+    shutil.copytree(run / "adapter" / "lora", tmp_path / "same")
+    merge([run, tmp_path / "same"], tmp_path / "zero", weights=[1, -1])
+    base = weights_in(materialize("tiny_llama"))
+    for name, value in weights_in(tmp_path / "zero").items():
+        assert_close(value, base[name], atol=1e-6, rtol=0)
+    merge([run, other, tmp_path / "same"], tmp_path / "only", weights=[1, 1, -1])
+    expected = weights_in(merge([other], tmp_path / "other").folder)
+    for name, value in weights_in(tmp_path / "only").items():
+        assert_close(value, expected[name], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_a_sum_of_loras_is_one_lora(tmp_path: Path, quantization: str) -> None:
+    words = [f"model.quantization={quantization}"]
+    one = finished_run(tmp_path / "one", *words, "+peft@peft.second=lora", "peft.second.use_rslora=true")
+    two = finished_run(tmp_path / "two", *words, "peft.lora.r=3", "peft.lora.target_modules=[v_proj]", seed=2)
+    written = merge([one, two], tmp_path / "sum", weights=[0.5, -2], as_adapter=True)
+    assert written.is_adapter and written.difference < 1e-5 and written.effect is not None and written.effect > 0.1
+    saved = json.loads((tmp_path / "sum" / "adapter_config.json").read_text())
+    assert saved["r"] == saved["lora_alpha"] == 4 + 16 + 3
+    if quantization == "none":
+        merge([one, two], tmp_path / "model", weights=[0.5, -2])
+        expected = of_run(tmp_path / "model")
+        assert_close(of_run(tmp_path / "sum"), expected, atol=1e-5, rtol=0)
+        theirs = PeftModel.from_pretrained(plain(materialize("tiny_llama")), str(tmp_path / "sum")).eval()
+        assert_close(logits(theirs, IDS)[0], expected, atol=1e-5, rtol=0)
+    assert AutoTokenizer.from_pretrained(tmp_path / "sum").chat_template
+    assert "0.5 times `second`" in (tmp_path / "sum" / "README.md").read_text()
+    with pytest.raises(UserError, match="--force"):
+        merge([one, two], tmp_path / "sum", weights=[0.5, -2], as_adapter=True)
+    with pytest.raises(UserError, match="is no model folder"):
+        merge([one, two], tmp_path / "sum", force=True)
+
+
+MERGING = [method for method in PEFT_SCHEMAS if FACTS[method].merges]
+
+
+def small(method: str) -> list[str]:
+    return [f"peft.{method}.{key}={value}" for key, value in SMALL.get(method, {}).items()]
+
+
+@pytest.mark.parametrize("method", MERGING)
+def test_every_method_that_merges(method: str, tmp_path: Path) -> None:
+    words = small(method) if method != "bitfit" else ["model=tiny_gpt2"]  # a Llama has no place for biases
+    run = finished_run(tmp_path / "run", f"peft=[{method}]", *words)
+    merged = merge([run], tmp_path / "m")
+    assert_close(of_run(tmp_path / "m"), of_run(run), atol=1e-4, rtol=0)
+    assert merged.effect is not None and merged.effect > 0.01
+
+
+KINDS = [
+    ["lora", "ia3"],
+    ["ia3", "lora"],
+    ["oft", "lora", "ln_tuning", "vera", "ia3"],
+    ["loha", "oft", "lokr"],
+]
+
+
+@pytest.mark.parametrize("kinds", KINDS, ids="+".join)
+def test_adapters_of_several_kinds(kinds: list[str], tmp_path: Path) -> None:
+    words = [f"peft=[{','.join(kinds)}]", *(word for kind in kinds for word in small(kind))]
+    run = finished_run(tmp_path / "run", *words, "+peft@peft.last=lora")
+    assert merge([run], tmp_path / "m").difference < 1e-4
+    assert_close(of_run(tmp_path / "m"), of_run(run), atol=1e-4, rtol=0)
+    assert "base_layer" not in "".join(weights_in(tmp_path / "m"))
+
+
+@pytest.mark.parametrize("peft", ["ia3", "lora,ia3"])
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_other_kinds_on_a_quantised_base(kind: str, peft: str, tmp_path: Path) -> None:
+    run = finished_run(tmp_path / "run", f"model.quantization={kind}", f"peft=[{peft}]")
+    merged = merge([run], tmp_path / "m")
+    assert merged.difference < 1e-4 and (merged.of_activations is not None) == (kind == "int8")
+    if kind == "nf4":
+        assert_close(of_run(tmp_path / "m"), of_run(run), atol=1e-4, rtol=0)
+
+
+def test_the_order_of_kinds_matters_and_is_kept(tmp_path: Path) -> None:
+    run = finished_run(tmp_path / "run", "peft=[lora,ia3]")
+    lora, ia3 = (run / "adapter" / name for name in ("lora", "ia3"))
+    one = merge([lora, ia3], tmp_path / "1", base="builtin:tiny_llama").folder
+    two = merge([ia3, lora], tmp_path / "2", base="builtin:tiny_llama").folder
+    assert_close(of_run(one), of_run(run), atol=1e-4, rtol=0)
+    assert not torch.allclose(of_run(two), of_run(run), atol=1e-3)
+
+
+def test_what_has_no_weighted_sum_is_refused_by_name(run: Path, tmp_path: Path) -> None:
+    ia3 = finished_run(tmp_path / "ia3", "peft=[ia3]")
+    assert merge([run, ia3], tmp_path / "m", weights=[0.5, 1]).difference < 1e-4
+    for arguments in ({"weights": [1, 0.5]}, {"interpolation": 0}, {"interpolation": 0.5}):
+        with pytest.raises(UserError, match="adapter/ia3: is ia3, whose change(.|\n)*only plain LoRA"):
+            merge([run, ia3], tmp_path / "n", **arguments)
+    with pytest.raises(UserError, match="is ia3: only plain LoRAs have a sum"):
+        merge([run, ia3], tmp_path / "n", as_adapter=True)
+    dora = finished_run(tmp_path / "dora", "peft.lora.use_dora=true")
+    with pytest.raises(UserError, match="is lora with use_dora, whose change"):
+        merge([run, dora], tmp_path / "n", weights=[1, 2])
+    norms = [finished_run(tmp_path / name, "peft=[ln_tuning]") for name in ("n1", "n2")]
+    with pytest.raises(UserError, match="replaces the normalisation layers, and so does"):
+        merge(norms, tmp_path / "n")
+    with pytest.raises(UserError, match="3 weights are given, and 2 runs"):
+        merge([run, ia3], tmp_path / "n", weights=[1, 1, 1])
+    with pytest.raises(UserError, match="no finite number"):
+        merge([run, ia3], tmp_path / "n", weights=[1, float("nan")])
+    full = finished_run(tmp_path / "full", "peft=full")
+    with pytest.raises(UserError, match="no adapter whose update could be weighted"):
+        merge([full], tmp_path / "n", weights=[0.5])
+    with pytest.raises(UserError, match="written in float32"):
+        merge([run], tmp_path / "n", as_adapter=True, dtype=DType.float16)
+    assert not (tmp_path / "n").exists()
+
+
+def test_weights_on_the_command_line(
+    run: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["merge", str(run), str(tmp_path / "m"), "--with", str(other), "--weights", "1", "-1"]
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["is_adapter"] is False
+    assert main([*words, "--as-adapter"]) == 2
+    words[2] = str(tmp_path / "a")
+    assert main([*words, "--as-adapter"]) == 0 and "or plain peft" in capsys.readouterr().out
 
 
 def test_a_run_with_two_adapters(tmp_path: Path) -> None:
@@ -163,6 +315,8 @@ def test_another_model_than_the_unmerged_one_is_refused_and_nothing_is_left(
     ("words", "arguments", "said"),
     [
         (["peft=full"], {}, "--interpolate 0.5 averages it"),
+        (["peft=prompt_tuning"], {}, "virtual tokens are inputs"),
+        (["peft=[lora,p_tuning_v2]"], {}, "gives keys and values without a token"),
         ([], {"interpolation": 1.5}, "from 0 (the base) to 1"),
         ([], {"to": "run"}, "is no model folder"),
         ([], {"to": "run", "force": True}, "is no model folder"),

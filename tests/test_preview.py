@@ -59,6 +59,7 @@ class FakeDataset:
         self.lengths = np.array([len(ids) for ids in self.ids])
         self.trained_counts = np.array([sum(trained) for trained in self.trained])
         self.rows = np.arange(1, count + 1)
+        self.adapters = np.full(count, -1)
         self.contents = np.array([hash(tuple(ids)) for ids in self.ids])
         self.truncated = np.zeros(count, np.bool_)
         self.starts = np.cumsum([0, *np.bincount(self.sources, minlength=len(self.names))])

@@ -22,10 +22,19 @@ DROPOUT = "peft.lora.lora_dropout=0.2"
 MIX = "data.mix=[{path:'builtin:smoke',task:a},{path:'builtin:smoke',task:b,max_samples:21}]"
 STREAM = ["data=mix", MIX, "data.mixing=equal", "data.streaming=true", "data.shuffle_buffer=10"]
 STREAM += ["data.validation=null", "train.eval_every=null"]
+TWO = ["launch=cpu", "launch.num_processes=2"]
+ADALORA = [f"peft.adalora.{value}" for value in ("init_r=6", "target_r=3", "deltaT=2", "tinit=1", "tfinal=3")]
+ADALORA += ["peft.adalora.lora_dropout=0.2"]
 CASES = {
     "full": ["recipe=smoke_sft_full"],
     "lora": ["recipe=smoke_sft_lora", DROPOUT],
+    "virtual-tokens-and-prefixes": ["recipe=smoke_sft_lora", "peft=[p_tuning,prefix_tuning]"],
     "lora-bf16": ["recipe=smoke_sft_lora", DROPOUT, "train.precision=bf16"],
+    "pissa": ["recipe=smoke_sft_lora", DROPOUT, "peft.lora.init_lora_weights=pissa"],
+    "pissa-bf16": ["recipe=smoke_sft_lora", "peft.lora.init_lora_weights=pissa", "train.precision=bf16"],
+    "eva-lora-plus": ["recipe=smoke_sft_lora", "peft.lora.init_lora_weights=eva", "peft.lora.loraplus_lr_ratio=8"],
+    "adalora": ["recipe=smoke_sft_lora", "peft=adalora", *ADALORA],
+    "adalora-two-processes": ["recipe=smoke_sft_lora", "peft=adalora", *ADALORA, *TWO],
     "4bit-lora": ["recipe=smoke_qlora", DROPOUT, "train.optimizer=paged_adamw_8bit"],
     "lora-two-processes": ["recipe=smoke_sft_lora", DROPOUT, "launch=cpu", "launch.num_processes=2"],
     "streamed": ["recipe=smoke_sft_full", *STREAM],

@@ -50,12 +50,26 @@ def causal_lm(name: str = "llama", *, seed: int = 0) -> T.PreTrainedModel:
 class RandomExamples:
     """Sequences of random tokens whose second half is trained."""
 
-    def __init__(self, lengths: list[int], *, seed: int = 0, names: Sequence[str] = ("random",)) -> None:
-        """`names`: sources, which the examples come from in turn."""
+    def __init__(
+        self,
+        lengths: list[int],
+        *,
+        seed: int = 0,
+        names: Sequence[str] = ("random",),
+        virtual: Sequence[int] = (),
+    ) -> None:
+        """
+        Args:
+            lengths: without the virtual tokens.
+            names: sources, which the examples come from in turn.
+            virtual: tokens in front of each sequence.
+        """
         generator = torch.Generator().manual_seed(seed)
-        self.lengths = np.array(lengths)
+        self.virtual = torch.tensor(virtual, dtype=torch.int64)
+        self.lengths = np.array(lengths) + len(virtual)
         self.names = list(names)
         self.sources = np.arange(len(lengths)) % len(names)
+        self.adapters = np.full(len(lengths), -1)
         self._ids = [torch.randint(4, VOCABULARY, (length,), generator=generator) for length in lengths]
 
     def __len__(self) -> int:
@@ -63,7 +77,9 @@ class RandomExamples:
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         ids = self._ids[index]
-        return ids, torch.arange(len(ids)) >= max(len(ids) // 2, 1)
+        start = len(self.virtual) + max(len(ids) // 2, 1)
+        ids = torch.cat([self.virtual, ids])
+        return ids, torch.arange(len(ids)) >= start
 
     def origin(self, index: int) -> str:
         return f"random row {index + 1}"

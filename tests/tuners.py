@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from tunecli.config.peft import PeftConfig
 from tunecli.peft_methods import METHODS
+from tunecli.peft_methods.virtual_tokens import VirtualTokensLayer
 
 ADAPTER = "tune_x"
 
@@ -35,6 +36,24 @@ def switch(model: PreTrainedModel, *, on: bool) -> None:
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
             module.enable_adapters(on)
+
+
+def virtual_tokens(model: torch.nn.Module) -> list[int]:
+    """Ids of those of the adapters that are on."""
+    layers = [module for module in model.modules() if isinstance(module, VirtualTokensLayer)]
+    return [
+        token
+        for layer in layers
+        for name in layer.adapters_on()
+        for token in layer.virtual_tokens_adapter[name].token_ids.tolist()
+    ]
+
+
+def text_logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    """Of the text `ids` behind the virtual tokens of the adapters that are on, if there are any; in eval mode."""
+    virtual = torch.tensor(virtual_tokens(model), dtype=torch.int64).expand(len(ids), -1)
+    with torch.no_grad():
+        return model.eval()(torch.cat([virtual, ids], dim=1)).logits[:, -ids.shape[1] :]
 
 
 def gradients(model: PreTrainedModel, inputs: dict[str, Tensor]) -> dict[str, Tensor]:

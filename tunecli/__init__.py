@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 __version__ = version("tunecli")
-__all__ = ["__version__", "load"]
+__all__ = ["__version__", "load", "prompt_ids"]
 
 
 def load(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -28,3 +28,20 @@ def load(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     from tunecli.peft_methods import loading
 
     return loading.load(path)
+
+
+def prompt_ids(path: str | Path, question: str | list[dict[str, str]]) -> list[int]:
+    """Token ids of a question, or of messages that end with one, as what `path` names was trained to see them: with
+    its chat template, system message and virtual tokens.
+
+    >>> ids = tunecli.prompt_ids("outputs/sft_lora_smollm2/latest", "Who are you?")
+    >>> model.generate(torch.tensor([ids]))
+    """
+    from tunecli.chat.session import rendering_of
+    from tunecli.peft_methods.source import find_source
+
+    rendering = rendering_of(find_source(str(path)))
+    messages = [{"role": "user", "content": question}] if isinstance(question, str) else question
+    if rendering.system and messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": rendering.system}, *messages]
+    return rendering.ids(messages)

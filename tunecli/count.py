@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ def _count(model: ModelConfig, name: str, method: Any) -> dict[str, Any]:
     except OSError as error:
         fix = "check the name and your network; a local folder works offline"
         raise UserError(f"cannot read the configuration of {model.path}", where="model.path", fix=fix) from error
+    method = replace(method, init_from=None, freeze=False)
     with torch.device("meta"):
         lm = AutoModelForCausalLM.from_config(shape)
         total = num_parameters(lm)

@@ -205,6 +205,7 @@ def _resolve(config: RunConfig, run_dir: Path) -> RunConfig:
             validation=_absolute(config.data.validation),
             chat_template=_absolute(config.data.chat_template),
         ),
+        peft={name: replace(entry, init_from=_absolute(entry.init_from)) for name, entry in config.peft.items()},
         launch=replace(config.launch, num_processes=num_processes(config)),
         output_dir=str(run_dir),
     )

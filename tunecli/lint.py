@@ -20,6 +20,7 @@ from tunecli.data.lint import (
 from tunecli.data.mixture import Mixture
 from tunecli.data.statistics import statistics
 from tunecli.models.load import stop_tokens
+from tunecli.peft_methods.starting import find_starts
 from tunecli.run import Data, prepare_data
 
 LISTED = 10
@@ -37,7 +38,12 @@ ADVICE = {
 
 
 def lint(config: RunConfig) -> tuple[list[str], list[Problem], list[Problem]]:
-    """Facts about the data, rows that stop the run, and what is odd but does not."""
+    """Facts about the data, rows that stop the run, and what is odd but does not.
+
+    Raises:
+        ConfigError: what adapters are to start from cannot be had or does not fit.
+    """
+    find_starts(config)
     data = prepare_data(_readable(config), show_progress=True)
     assert data.train is not None
     sides = {"training": data.train} | ({"validation": data.validation} if data.validation else {})

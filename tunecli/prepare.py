@@ -1,4 +1,5 @@
-"""`python -m tunecli.prepare RUN_DIR`: fill the token cache before any process group exists.
+"""`python -m tunecli.prepare RUN_DIR`: fill the token cache, and copy what adapters start from, before any process
+group exists.
 
 Several ranks would otherwise wait for one of them inside a collective, which times out on large data.
 """
@@ -13,10 +14,12 @@ from tunecli.config.errors import UserError, print_error
 
 
 def main(run_dir: Path) -> int:
+    from tunecli.peft_methods.starting import put_starts_in_place
     from tunecli.run import prepare_data
 
     try:
-        prepare_data(load_config(run_dir / "config.yaml"), show_progress=True)
+        config = put_starts_in_place(load_config(run_dir / "config.yaml"), run_dir)
+        prepare_data(config, show_progress=True)
     except UserError as error:
         print_error(error)
         return error.exit_status

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,21 +17,23 @@ from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
 from tunecli.config.data import Overlap, validation_share
-from tunecli.config.errors import UserError
+from tunecli.config.errors import ConfigError, UserError
 from tunecli.config.launch import Strategy
 from tunecli.config.paths import display as typed
 from tunecli.config.paths import point_latest_at
+from tunecli.config.peft_checks import schedule_problems
 from tunecli.config.run import RunConfig, micro_batch_tokens, to_yaml
 from tunecli.config.run_lock import lock_run
 from tunecli.config.train import Precision
 from tunecli.data import about
-from tunecli.data.batching import Batching
+from tunecli.data.batching import Batching, microbatches
 from tunecli.data.examples import Unusable
 from tunecli.data.feed import Feed, Shuffled, stream
 from tunecli.data.left_out import LeftOut
 from tunecli.data.mixture import Mixture, build, shares
 from tunecli.data.prompts import chat_prompt, raw_prompt, trained_on_raw_text
 from tunecli.data.tokens import Encoding
+from tunecli.engine.batch import Batch
 from tunecli.engine.checkpoint import (
     Checkpoint,
     complete_checkpoints,
@@ -47,13 +51,24 @@ from tunecli.engine.precision import DTYPES, MIXED_PRECISION, resolve_precision
 from tunecli.engine.recorder import Recorder
 from tunecli.engine.signals import StopSignal
 from tunecli.engine.stage import Stage
+from tunecli.engine.step_hook import restore_hooks
 from tunecli.engine.trackers import Trackers
 from tunecli.evaluation.answers import check_choices
 from tunecli.evaluation.evaluator import Evaluator
 from tunecli.models.load import load_model, load_tokenizer, num_parameters, resolve_path, weight_dtype
 from tunecli.models.policy import ONEDNN_MULTIPLE, Policy
 from tunecli.models.self_test import choose_policy
-from tunecli.peft_methods.composition import inject, leave_casts_to_autocast, save_adapters
+from tunecli.peft_methods.by_row import route_rows
+from tunecli.peft_methods.composition import (
+    adapter_name,
+    inject,
+    leave_casts_to_autocast,
+    rate_factors,
+    save_adapters,
+    step_hooks,
+)
+from tunecli.peft_methods.starting import put_starts_in_place, start_folders
+from tunecli.peft_methods.token_ids import places_of_virtual_tokens
 from tunecli.report.card import write_card
 from tunecli.report.gain import as_lines, gains, result_step
 from tunecli.report.page import write_report
@@ -83,20 +98,33 @@ def main(config: RunConfig, run_dir: Path) -> int:
     _check_world(config, accelerator)
     lock = lock_run(run_dir) if accelerator.is_main_process else None
     display = Display(enabled=accelerator.is_main_process, log_file=run_dir / "log.txt")
+    config = put_starts_in_place(config, run_dir)
 
     data = prepare_data(config, show_progress=display.enabled)
     num_examples = _examples_to_train(config, data)
     num_steps = math.ceil(num_examples / config.train.global_batch_size)
+    if problems := list(schedule_problems(config.peft, num_steps)):
+        raise ConfigError(problems)
     checkpoint = next(iter(reversed(complete_checkpoints(run_dir / "checkpoints"))), None)
     progress = Progress(**checkpoint.state()["progress"]) if checkpoint else Progress()
 
-    policy = build_policy(config, precision=precision, device=accelerator.device, display=display)
+    policy = build_policy(
+        config,
+        data.tokenizer,
+        precision=precision,
+        device=accelerator.device,
+        display=display,
+        batches=partial(first_batches, config, data),
+        starts=start_folders(config, run_dir),
+    )
     feed = build_feed(config, data, LeftOut(run_dir / "left_out.jsonl", enabled=accelerator.is_main_process))
     stage = build_stage(config, data, feed, policy, accelerator, num_examples)
-    optimizer = build_optimizer(policy, config.train)
+    optimizer = build_optimizer(policy, config.train, rate_factors(policy, config.peft))
+    hooks = step_hooks(policy.lm, config.peft, num_steps)
     if checkpoint:
         restore_parameters(checkpoint, policy)
         restore_optimizer(checkpoint, policy, optimizer)
+        restore_hooks(checkpoint.hooks(), hooks)
         stage.load_state_dict(checkpoint.state()["stage"])
     scheduler = build_scheduler(optimizer, config.train, num_steps=num_steps, done=progress.step)
     model, prepared = accelerator.prepare(policy, optimizer, device_placement=[config.model.device_map is None, True])
@@ -125,6 +153,7 @@ def main(config: RunConfig, run_dir: Path) -> int:
             stop=stop,
             seed=config.seed,
             num_steps=num_steps,
+            hooks=hooks,
         )
     )
     exit_status = 0 if finished else 128 + (stop.number or 15)
@@ -145,14 +174,14 @@ def main(config: RunConfig, run_dir: Path) -> int:
 def prepare_data(config: RunConfig, *, show_progress: bool) -> Data:
     """Tokenizer and tokenised data, from the cache where they are there already."""
     tokenizer = load_tokenizer(config.model)
-    train, validation = build(config.data, tokenizer, encoding_of(config), show_progress=show_progress)
+    train, validation = build(config.data, tokenizer, encoding_of(config, tokenizer), show_progress=show_progress)
     if validation is not None and config.evaluation.choices:
         check_choices(validation, tokenizer, config.evaluation.choices)
     return Data(tokenizer, train, validation)
 
 
-def encoding_of(config: RunConfig) -> Encoding:
-    """What tokenisation depends on besides the rows and the tokenizer."""
+def encoding_of(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Encoding:
+    """What tokenisation depends on besides the rows and the tokenizer, whose unused tokens may be virtual ones."""
     data, stage = config.data, config.stage
     return Encoding(
         max_length=data.max_length,
@@ -164,6 +193,7 @@ def encoding_of(config: RunConfig) -> Encoding:
         system_prompt=data.system_prompt,
         thinking=data.thinking,
         chat_template_kwargs=dict(data.chat_template_kwargs),
+        **places_of_virtual_tokens(config.peft, tokenizer, adapter_column=data.adapter_column),
     )
 
 
@@ -176,15 +206,37 @@ def build_feed(config: RunConfig, data: Data, left_out: LeftOut) -> Feed:
     return stream(
         config.data,
         data.tokenizer,
-        encoding_of(config),
+        encoding_of(config, data.tokenizer),
         seed=config.seed,
         exclude=data.validation.contents if data.validation is not None and keep_apart else np.zeros(0, np.int64),
         report=left_out.write,
     )
 
 
-def build_policy(config: RunConfig, *, precision: Precision, device: torch.device, display: Display) -> Policy:
-    """The model with its trainable parameters, behind the fastest exact forward."""
+def first_batches(config: RunConfig, data: Data, policy: Policy) -> Iterator[Batch]:
+    """Micro-batches of what training begins with: the same on every rank, and without end."""
+    feed = build_feed(config, data, LeftOut(Path(), enabled=False))
+    batching = _batching(config, data, policy, num_processes=1, process_index=0)
+    while True:
+        yield from microbatches(*feed.take(config.train.global_batch_size), batching)
+
+
+def build_policy(
+    config: RunConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    precision: Precision,
+    device: torch.device,
+    display: Display,
+    batches: Callable[[Policy], Iterator[Batch]],
+    starts: Mapping[str, Path],
+) -> Policy:
+    """The model with its trainable parameters, behind the fastest exact forward.
+
+    Args:
+        batches: gives what a method may look at before it starts.
+        starts: entry -> peft folder that it starts from.
+    """
     if config.model.trust_remote_code:
         display.note(f"running the Python code that comes with {config.model.path} (model.trust_remote_code=true)")
     stored = weight_dtype(config.model, DTYPES[precision], frozen=bool(config.peft))
@@ -192,7 +244,16 @@ def build_policy(config: RunConfig, *, precision: Precision, device: torch.devic
     verdict = choose_policy(lm, config.model.attention)
     if verdict.note:
         display.note(verdict.note, style="yellow")
-    inject(lm, config.peft, seed=config.seed)
+    inject(
+        lm,
+        config.peft,
+        seed=config.seed,
+        tokenizer=tokenizer,
+        batches=partial(batches, verdict.policy),
+        starts=starts,
+    )
+    if config.data.adapter_column is not None:
+        route_rows(lm, [adapter_name(name) for name in config.peft])
     if precision is not Precision.fp32:
         leave_casts_to_autocast(lm)
         verdict.policy.multiple = ONEDNN_MULTIPLE if device.type == "cpu" else 1
@@ -202,14 +263,8 @@ def build_policy(config: RunConfig, *, precision: Precision, device: torch.devic
 def build_stage(
     config: RunConfig, data: Data, feed: Feed, policy: Policy, accelerator: Accelerator, num_examples: int
 ) -> Stage:
-    train = config.train
-    batching = Batching(
-        num_processes=accelerator.num_processes,
-        process_index=accelerator.process_index,
-        rows=train.micro_batch_size,
-        tokens=micro_batch_tokens(config),
-        packed=policy.packed,
-        pad_token_id=data.tokenizer.pad_token_id or 0,
+    batching = _batching(
+        config, data, policy, num_processes=accelerator.num_processes, process_index=accelerator.process_index
     )
     evaluator = Evaluator(
         config.evaluation, data.tokenizer, data.validation, prompt_ids(config, data), batching, accelerator
@@ -220,8 +275,19 @@ def build_stage(
         evaluator=evaluator,
         batching=batching,
         accelerator=accelerator,
-        global_batch_size=train.global_batch_size,
+        global_batch_size=config.train.global_batch_size,
         num_examples=num_examples,
+    )
+
+
+def _batching(config: RunConfig, data: Data, policy: Policy, *, num_processes: int, process_index: int) -> Batching:
+    return Batching(
+        num_processes=num_processes,
+        process_index=process_index,
+        rows=config.train.micro_batch_size,
+        tokens=micro_batch_tokens(config),
+        packed=policy.packed,
+        pad_token_id=data.tokenizer.pad_token_id or 0,
     )
 
 
@@ -229,11 +295,12 @@ def prompt_ids(config: RunConfig, data: Data) -> list[list[int]]:
     """`evaluation.prompts` as the model is asked: through the chat template, where training goes through it."""
     known = data.train or data.validation
     formats = [format.name for format in known.formats] if known is not None else [config.data.format]
-    if trained_on_raw_text(config.data, formats):
-        return [raw_prompt(text, data.tokenizer) for text in config.evaluation.prompts]
-    chats = [[{"role": "user", "content": text}] for text in config.evaluation.prompts]
+    encoding = encoding_of(config, data.tokenizer)
     try:
-        return [chat_prompt(chat, data.tokenizer, encoding_of(config)) for chat in chats]
+        if encoding.template or trained_on_raw_text(config.data, formats):
+            return [raw_prompt(text, data.tokenizer, encoding) for text in config.evaluation.prompts]
+        chats = [[{"role": "user", "content": text}] for text in config.evaluation.prompts]
+        return [chat_prompt(chat, data.tokenizer, encoding) for chat in chats]
     except Unusable as error:
         raise UserError(error.what, where="evaluation.prompts", fix=error.fix) from error
 
@@ -295,6 +362,9 @@ def _announce(
     tokens = micro_batch_tokens(config)
     cut = f"{train.micro_batch_size} examples" if tokens is None else f"up to {tokens} tokens"
     display.note(f"trains {trained:,} of {total:,} parameters ({trained / total:.2%}), {precision}")
+    for name, entry in config.peft.items():
+        if entry.init_from is not None:
+            display.note(f"{name} starts from {typed(Path(entry.init_from))}{', frozen' if entry.freeze else ''}")
     for line in about.facts(config.data, data.train, data.validation):
         display.note(line)
     # With a share held out both sides are read from the same rows, and lost the same.

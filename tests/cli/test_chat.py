@@ -129,7 +129,7 @@ def test_in_a_terminal(tmp_path: Path):
 
 def wait_for(screen: int, *texts: str) -> str:
     """Read until `texts` have come, one after the other."""
-    seen, end = "", time.monotonic() + 60
+    seen, end = "", time.monotonic() + 180
     while time.monotonic() < end:
         if select.select([screen], [], [], 0.1)[0]:
             seen += os.read(screen, 4096).decode(errors="replace").replace("\r", "")

@@ -277,3 +277,22 @@ def test_composing_leaves_the_process_as_it_was():
     before = (os.getcwd(), list(logging.getLogger().handlers), logging.getLogger().level)
     compose_run("smoke_sft_lora", [])
     assert (os.getcwd(), list(logging.getLogger().handlers), logging.getLogger().level) == before
+
+
+def test_methods_that_only_peft_has_are_refused_by_name(write):
+    recipe = write("mine.yaml", BASE.replace("peft: [lora]", "peft: [hira]"))
+    (problem,) = problems_of("smoke_sft_lora", "peft=[ia3,boft]")
+    assert problem == (
+        "command line", "peft has boft, but it is not supported here", "the nearest: peft=oft (tune ls peft)"
+    )  # fmt: skip
+    assert problems_of(recipe)[0][1:] == (
+        "peft has hira, but it is not supported here",
+        "the nearest: peft=loha (tune ls peft)",
+    )
+
+
+def test_they_are_refused_in_a_written_configuration_too(tmp_path: Path):
+    written = tmp_path / "config.yaml"
+    written.write_text(compose_run("smoke_sft_lora", []).text.replace("method: lora", "method: xlora"))
+    with pytest.raises(ConfigError, match="peft has xlora, but it is not supported here"):
+        load_config(written)

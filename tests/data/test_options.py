@@ -25,7 +25,10 @@ def trained_texts(items: list[Tokens], tokenizer) -> list[str]:
 
 def test_defaults_are_those_of_the_configuration_and_travel():
     encoding = Encoding()
+    of_methods = {"before", "between", "template", "template_ids", "adapter_column", "adapters"}
     for field in dataclasses.fields(encoding):
+        if field.name in of_methods:
+            continue
         home = SFTConfig() if field.name in ("train_on_prompt", "turns") else DataConfig()
         assert getattr(home, field.name) == getattr(encoding, field.name)
     assert pickle.loads(pickle.dumps(encoding)) == encoding

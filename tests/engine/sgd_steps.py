@@ -1,6 +1,6 @@
 """Five SGD steps of SFT on a tiny model, on as many processes as this was started on; `test_laws.py` compares them.
 
-Also a program: `accelerate launch ... sgd_steps.py OUT MICRO_BATCH PEFT` writes the parameters of each rank.
+Also a program: `accelerate launch ... sgd_steps.py OUT MICRO_BATCH PEFT,PEFT` writes the parameters of each rank.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from tiny import RandomExamples, batching, causal_lm
+from tuners import disturbed
 
+from tests.peft_methods.test_grid import SMALL
 from tunecli.config.model import Attention
-from tunecli.config.peft import LoraConfig, PeftConfig
+from tunecli.config.peft import PEFT_SCHEMAS, AdaLoraConfig, Ia3Config, LoraConfig, LoraInit, PeftConfig
 from tunecli.config.train import Optimizer, Scheduler, TrainConfig
 from tunecli.data.feed import Shuffled
 from tunecli.engine.console import Display
@@ -24,18 +26,29 @@ from tunecli.engine.optim import build_optimizer, build_scheduler
 from tunecli.engine.recorder import Recorder
 from tunecli.engine.signals import StopSignal
 from tunecli.models.self_test import choose_policy
-from tunecli.peft_methods.composition import inject
+from tunecli.peft_methods.composition import inject, save_adapters, step_hooks
+from tunecli.peft_methods.token_ids import token_ids
 from tunecli.stages.sft import SFT
 
-PEFT: dict[str, dict[str, PeftConfig]] = {"full": {}, "lora": {"lora": LoraConfig(r=4)}}
+METHODS = {method: {method: schema(**SMALL.get(method, {}))} for method, schema in PEFT_SCHEMAS.items()}
+PEFT: dict[str, dict[str, PeftConfig]] = METHODS | {
+    "full": {},
+    "pissa": {"lora": LoraConfig(r=4, init_lora_weights=LoraInit.pissa)},
+    "adalora": {"adalora": AdaLoraConfig(init_r=4, target_r=2, deltaT=1, tinit=1, tfinal=1)},
+    "together": {"lora": LoraConfig(r=4), "ia3": Ia3Config(), "second": LoraConfig(r=2)},
+    "on_top": {"lora": LoraConfig(init_from="one", freeze=True), "second": LoraConfig(r=4)},
+}
 LENGTHS = [9, 4, 14, 6, 5, 3, 11, 8, 2, 7, 13, 5, 6, 10, 4, 9, 3, 12, 8]  # 19: the last batch of the epoch is short
 STEPS = 5
 
 
-def make_stage(accelerator: Accelerator, packed: bool, rows: int | None, tokens: int | None = None) -> SFT:
+def make_stage(
+    accelerator: Accelerator, packed: bool, rows: int | None, tokens: int | None = None, peft: str = "full"
+) -> SFT:
+    virtual = [token for ids in token_ids(PEFT[peft], None).values() for token in ids]
     return SFT(
-        feed=Shuffled(RandomExamples(LENGTHS, names=["a", "b"]), seed=3),
-        validation=RandomExamples([5, 9, 4, 3, 8], seed=1),
+        feed=Shuffled(RandomExamples(LENGTHS, names=["a", "b"], virtual=virtual), seed=3),
+        validation=RandomExamples([5, 9, 4, 3, 8], seed=1, virtual=virtual),
         evaluator=lambda policy, proceed: ({}, []),
         batching=batching(
             rows=rows,
@@ -48,6 +61,16 @@ def make_stage(accelerator: Accelerator, packed: bool, rows: int | None, tokens:
         global_batch_size=8,
         num_examples=2 * len(LENGTHS),
     )
+
+
+def starts(folder: Path, peft: str) -> dict[str, Path]:
+    """A trained adapter for the entries that start from one."""
+    names = [name for name, method in PEFT[peft].items() if method.init_from]
+    lm = causal_lm()
+    inject(lm, {name: LoraConfig(r=4) for name in names}, seed=1)
+    if names:
+        save_adapters(disturbed(lm), names, folder / "one", base="somewhere")
+    return {name: folder / "one" / name for name in names}
 
 
 def run_steps(
@@ -65,12 +88,12 @@ def run_steps(
         optimizer=Optimizer.sgd, lr_scheduler=Scheduler.constant, learning_rate=0.05, max_grad_norm=0
     )
     policy = choose_policy(causal_lm(), attention).policy
-    inject(policy.lm, PEFT[peft], seed=0)
+    inject(policy.lm, PEFT[peft], seed=0, starts=starts(folder, peft))
     optimizer = build_optimizer(policy, config)
     scheduler = build_scheduler(optimizer, config, num_steps=STEPS, done=0)
     model, prepared = accelerator.prepare(policy, optimizer)
     trainer = Trainer(
-        stage=make_stage(accelerator, policy.packed, rows, tokens),
+        stage=make_stage(accelerator, policy.packed, rows, tokens, peft),
         model=model,
         optimizer=prepared,
         scheduler=scheduler,
@@ -81,6 +104,7 @@ def run_steps(
         stop=StopSignal(),
         seed=3,
         num_steps=STEPS,
+        hooks=step_hooks(policy.lm, PEFT[peft], STEPS),
     )
     train(trainer)
     return {name: p.detach().clone() for name, p in policy.named_parameters() if p.requires_grad}, trainer
@@ -88,10 +112,10 @@ def run_steps(
 
 def main(out: Path, rows: int, peft: str) -> None:
     rank = Accelerator(cpu=True).process_index
-    folder = out / f"run_{rank}"
+    folder = out / f"run_{rank}_{peft}"
     folder.mkdir(parents=True)
     parameters, trainer = run_steps(folder, rows=rows, peft=peft)
-    first = next(iter(make_stage(trainer.accelerator, True, rows).steps(trainer.model)))
+    first = next(iter(make_stage(trainer.accelerator, True, rows, peft=peft).steps(trainer.model)))
     torch.save(
         {
             "parameters": parameters,
@@ -99,11 +123,12 @@ def main(out: Path, rows: int, peft: str) -> None:
             "rows_of_first_step": [row for batch in first for row in batch.rows],
             "eval": trainer.stage.evaluate(trainer.model, lambda done: True).metrics,
         },
-        out / f"rank_{rank}.pt",
+        out / f"{peft}_{rank}.pt",
     )
 
 
 if __name__ == "__main__":
     torch.use_deterministic_algorithms(True)
-    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    for each in sys.argv[3].split(","):
+        main(Path(sys.argv[1]), int(sys.argv[2]), each)
     os._exit(0)  # gloo's threads would now and then outlive the interpreter, which aborts then

@@ -83,11 +83,11 @@ def test_the_most_likely_choice_is_that_of_the_stock_model(examples, policy, tok
             places = torch.arange(len(each.prompt) - 1, len(each.prompt) + len(ids) - 1)
             scores.append(logprobs[places, torch.tensor(ids)].sum().item())
         expected = scores.index(max(scores)) == 1
-        assert right_choices(policy, tokenizer, [each], choices, batching(rows=2)) == [expected]
+        assert right_choices(policy, tokenizer, [[each]], choices, batching(rows=2)) == [expected]
 
 
 def test_an_answer_that_is_no_choice_is_wrong(examples, policy, tokenizer) -> None:
-    assert right_choices(policy, tokenizer, [question(examples, 0)], ["yes", "no"], batching()) == [False]
+    assert right_choices(policy, tokenizer, [[question(examples, 0)]], ["yes", "no"], batching()) == [False]
 
 
 def test_a_trained_model_gets_everything_right(examples, policy, tokenizer) -> None:

@@ -140,30 +140,3 @@ def test_the_head_of_a_masked_language_model_is_left_out() -> None:
     with torch.device("meta"):
         model = T.BertForMaskedLM(T.BertConfig(num_hidden_layers=1))
     assert not [target for target in peft_config(BitFitConfig(), model).target_modules if target.startswith("cls")]
-
-
-@pytest.mark.parametrize(
-    ("config", "percent"),
-    [
-        (T.BertConfig(), 0.09),
-        (
-            T.BertConfig(
-                hidden_size=1024,
-                num_hidden_layers=24,
-                num_attention_heads=16,
-                intermediate_size=4096,
-                vocab_size=28996,
-            ),
-            0.08,
-        ),
-    ],
-    ids=["base", "large, cased"],
-)
-def test_it_is_as_large_as_in_the_paper(config: T.BertConfig, percent: float) -> None:
-    """Share of BERT's parameters, the head aside (arXiv:2106.10199, tables 1 and 2)."""
-    with torch.device("meta"):
-        model = T.BertForSequenceClassification(config)
-    size = sum(parameter.numel() for parameter in model.bert.parameters())
-    new = trained(adapted(model, BitFitConfig()))
-    assert all(parameter.device.type == "meta" for parameter in new.values())
-    assert round(100 * sum(parameter.numel() for parameter in new.values()) / size, 2) == percent

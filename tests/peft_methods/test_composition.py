@@ -9,11 +9,13 @@ import peft
 import pytest
 import torch
 from architectures import inputs_of, logits_of, model_of
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from tiny import causal_lm
 from torch.testing import assert_close
 from transformers import PreTrainedModel
 from tuners import disturbed
 
+from tests.peft_methods.test_grid import SMALL
 from tunecli.config.errors import UserError
 from tunecli.config.paths import option_names
 from tunecli.config.peft import (
@@ -25,8 +27,8 @@ from tunecli.config.peft import (
     ParallelConfig,
     PeftConfig,
 )
-from tunecli.config.peft_facts import FACTS
-from tunecli.peft_methods import METHODS
+from tunecli.config.peft_facts import FACTS, NOT_SUPPORTED
+from tunecli.peft_methods import METHODS, WITH_VIRTUAL_TOKENS
 from tunecli.peft_methods.composition import activate, inject, load_adapters, save_adapters
 
 SOME = [("llama", "causal_lm"), ("gpt2", "causal_lm"), ("t5", "seq2seq"), ("bert", "classification")]
@@ -39,8 +41,18 @@ def logits(lm) -> torch.Tensor:
 
 
 def test_table_schemas_and_yaml_agree() -> None:
-    assert set(METHODS) == set(PEFT_SCHEMAS) == set(FACTS) - {"full"}
+    assert {*METHODS, *WITH_VIRTUAL_TOKENS} == set(PEFT_SCHEMAS) == set(FACTS) - {"full"}
     assert set(option_names("peft")) == set(PEFT_SCHEMAS) | {"full"}
+
+
+def test_every_method_of_peft_is_here_or_refused_by_name() -> None:
+    ours = set(PEFT_SCHEMAS)
+    known = PEFT_TYPE_TO_CONFIG_MAPPING.items()
+    of_peft = {kind.value.lower() for kind, config in known if config.__module__.startswith("peft.")}
+    assert "boft" in of_peft
+    assert of_peft <= ours | set(NOT_SUPPORTED)
+    assert not ours & set(NOT_SUPPORTED)
+    assert set(NOT_SUPPORTED.values()) <= ours
 
 
 def test_lora_equals_pefts_own() -> None:
@@ -79,6 +91,47 @@ def test_two_loras_at_once_are_both_trained_and_both_saved(tmp_path: Path) -> No
 def test_targets_that_are_not_there_are_refused_with_those_that_are() -> None:
     with pytest.raises(UserError, match=r"peft\.lora\.target_modules(.|\n)*q_proj"):
         inject(causal_lm(), {"lora": LoraConfig(target_modules=["c_attn"])}, seed=0)
+
+
+def test_two_of_a_kind_on_one_composite_module_share_a_layer() -> None:
+    """In their order; a third one, on what is inside, finds its way past both."""
+    model = causal_lm()
+    methods = {"one": ParallelConfig(bottleneck_size=8), "two": ParallelConfig(bottleneck_size=8)}
+    inject(model, methods | {"lora": LoraConfig(r=4, target_modules=["up_proj"])}, seed=0)
+    layer = model.model.layers[0].mlp
+    assert list(layer.bottleneck_adapter) == layer.adapters_on() == ["tune_one", "tune_two"]
+    assert "tune_lora" in layer.base_layer.up_proj.lora_A
+    expected = logits(causal_lm())
+    assert_close(logits(model), expected, atol=1e-6, rtol=0)
+    assert not torch.allclose(logits(disturbed(model)), expected, atol=1e-2)
+
+
+PAIRS = [
+    *(("vera", "lora"), ("lora", "vera"), ("bitfit", "ln_tuning"), ("ln_tuning", "bitfit"), ("ia3", "oft")),
+    *(("loha", "houlsby"), ("lokr", "parallel")),
+]
+
+
+@pytest.mark.parametrize("order", PAIRS, ids="+".join)
+@pytest.mark.parametrize(("architecture", "task"), [("llama", "causal_lm"), ("bert", "classification")], ids="-".join)
+def test_pairs_around_one_another(architecture: str, task: str, order: tuple[str, str], tmp_path: Path) -> None:
+    """Each is trained, both are loaded exactly, and each alone is what it is in a model of its own."""
+    inputs, model = inputs_of(architecture, task), model_of(architecture, task)
+    before = logits_of(model, inputs)
+    inject(model, {method: PEFT_SCHEMAS[method](**SMALL.get(method, {})) for method in order}, seed=0)
+    assert_close(logits_of(model, inputs), before, atol=2e-6, rtol=0)
+    model.train()(**inputs).loss.backward()
+    assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    expected = logits_of(disturbed(model), inputs)
+    save_adapters(model, order, tmp_path, base="somewhere")
+    loaded = model_of(architecture, task)
+    load_adapters(loaded, [tmp_path / method for method in order])
+    assert torch.equal(logits_of(loaded, inputs), expected)
+    for method in order:
+        activate(loaded, [f"tune_{method}"])
+        alone = model_of(architecture, task)
+        load_adapters(alone, [tmp_path / method])
+        assert_close(logits_of(loaded, inputs), logits_of(alone, inputs), atol=1e-5, rtol=0)
 
 
 SIX: dict[str, PeftConfig] = {

@@ -9,8 +9,12 @@ import pytest
 import torch
 from tiny import causal_lm
 from torch.testing import assert_close
+from tuners import disturbed, text_logits
 
+from tests.peft_methods.test_grid import SMALL
 from tunecli.config.errors import UserError
+from tunecli.config.peft import PEFT_SCHEMAS
+from tunecli.peft_methods.composition import inject, load_adapters, save_adapters
 from tunecli.peft_methods.switching import add_adapter, switch_to
 
 IDS = torch.randint(4, 90, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -25,8 +29,7 @@ KINDS: dict[str, peft.PeftConfig] = {
 
 
 def logits(lm: torch.nn.Module) -> torch.Tensor:
-    with torch.no_grad():
-        return lm.eval()(IDS).logits
+    return text_logits(lm, IDS)
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +100,58 @@ def test_what_cannot_be_injected_is_refused(config: peft.PeftConfig, tmp_path: P
     peft.get_peft_model(trained, config).save_pretrained(str(tmp_path))
     with pytest.raises(UserError, match="cannot be put into LlamaForCausalLM"):
         add_adapter(causal_lm(), tmp_path, "x")
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """method -> folder of an adapter of it; `METHOD_again`: a second one"""
+    root = tmp_path_factory.mktemp("ours")
+    for seed, method in enumerate(PEFT_SCHEMAS):
+        for name in (method, f"{method}_again"):
+            lm = causal_lm()
+            inject(lm, {name: PEFT_SCHEMAS[method](**SMALL.get(method, {}))}, seed=seed)
+            save_adapters(disturbed(lm, seed + (name != method) * 100), [name], root, base="somewhere")
+    return {folder.name: folder for folder in sorted(root.iterdir()) if folder.is_dir()}
+
+
+def alone(folders: list[Path]) -> torch.Tensor:
+    """Logits of a model that holds these and nothing else."""
+    lm = causal_lm()
+    load_adapters(lm, folders)
+    return logits(lm)
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["one order", "the other"])
+def test_every_method_beside_all_others(ours: dict[str, Path], order: int) -> None:
+    """All of them in one model, each of them twice: what is on is what it is in a model of its own."""
+    lm = causal_lm()
+    base = logits(lm)
+    for name in list(ours)[::order]:
+        add_adapter(lm, ours[name], f"tune_{name}")
+    for name in ours:
+        switch_to(lm, [f"tune_{name}"])
+        assert_close(logits(lm), alone([ours[name]]), atol=1e-5, rtol=0, msg=lambda text, name=name: f"{name} {text}")
+        switch_to(lm, [])
+        assert_close(logits(lm), base, atol=1e-6, rtol=0)
+
+
+COMPOSITIONS = [
+    ("lora", "houlsby", "bitfit", "ia3"),
+    ("ia3", "lora", "ln_tuning", "lora_again"),
+    ("oft", "vera", "parallel", "pfeiffer"),
+    ("loha", "lokr", "ia3_again", "ia3"),
+]
+
+
+def test_compositions_beside_one_another(ours: dict[str, Path]) -> None:
+    lm = causal_lm()
+    base = logits(lm)
+    for number, names in enumerate(COMPOSITIONS):
+        for name in names:
+            add_adapter(lm, ours[name], f"tune_{number}_{name}")
+    for number in (0, 3, 1, 2, 0):
+        names = COMPOSITIONS[number]
+        switch_to(lm, [f"tune_{number}_{name}" for name in names])
+        assert_close(logits(lm), alone([ours[name] for name in names]), atol=1e-5, rtol=0)
+        switch_to(lm, [])
+        assert_close(logits(lm), base, atol=1e-6, rtol=0)

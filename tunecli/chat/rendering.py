@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -38,20 +39,25 @@ class Rendering:
         # The system message is part of the conversation here, to be seen and changed.
         self._encoding = replace(encoding, system=SystemPolicy.keep)
 
+    def without_virtual_tokens(self) -> Rendering:
+        """The same conversation for a model without them."""
+        plain = copy(self)
+        plain._encoding = replace(self._encoding, before=(), between=(), template="", template_ids=())
+        return plain
+
     def ids(self, messages: list[Message]) -> list[int]:
         """Of a conversation that ends with a question, or when `raw` of the last message's text.
 
         Raises:
             UserError: the template refuses the conversation.
         """
-        if self.raw:
-            return raw_prompt(messages[-1]["content"], self.tokenizer)
         try:
+            if self.raw:
+                return raw_prompt(messages[-1]["content"], self.tokenizer, self._encoding)
             return chat_prompt(messages, self.tokenizer, self._encoding)
         except Unusable as error:
-            raise UserError(
-                error.what, fix="/reset begins anew, /system none leaves the system message out"
-            ) from error
+            fix = error.fix if self.raw else "/reset begins anew, /system none leaves the system message out"
+            raise UserError(error.what, fix=fix) from error
 
     @cached_property
     def _after_answer(self) -> str:

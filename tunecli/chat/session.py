@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -19,6 +19,7 @@ from tunecli.engine.run_names import names_of
 from tunecli.peft_methods.loading import load_base, tokenizer_of
 from tunecli.peft_methods.source import Source, find_source
 from tunecli.peft_methods.switching import add_adapter, switch_to
+from tunecli.peft_methods.token_ids import places_in_saved
 from tunecli.run import encoding_of
 
 BASE = "base"
@@ -113,8 +114,8 @@ def open_session(paths: list[str], settings: Settings, system: str | None) -> Se
     Raises:
         UserError: something is not there, or the adapters belong to different bases.
     """
-    sources = [find_source(path) for path in paths]
-    names = ["base-adapter" if name == BASE else name for name in names_of(paths)]
+    sources = [each for path in paths for each in _one_by_one(find_source(path))]
+    names = ["base-adapter" if name == BASE else name for name in names_of([source.path for source in sources])]
     _check_one_base(sources)
     leading = next((source for source in sources if source.adapters), sources[0])
     lm = load_base(leading)
@@ -124,13 +125,20 @@ def open_session(paths: list[str], settings: Settings, system: str | None) -> Se
             models[name] = _add(lm, name, source, number)
     first = next(iter(models.values()), None)
     if first is None:
-        models[names[0]] = Model(names[0], _rendering(sources[0]), [])
+        models[names[0]] = Model(names[0], rendering_of(sources[0]), [])
     else:
-        # The same prompt, so that only the weights differ.
-        models[BASE] = Model(BASE, first.rendering, [])
+        # The same prompt without virtual tokens, so that only what was trained differs.
+        models[BASE] = Model(BASE, first.rendering.without_virtual_tokens(), [])
     session = Session(lm, leading.base.path, models, next(iter(models.values())), settings, chosen_system=system)
     session.switch(session.active.name)
     return session
+
+
+def _one_by_one(source: Source) -> list[Source]:
+    """Adapters that are for different rows, each by itself."""
+    if not source.one_for_each_row:
+        return [source]
+    return [replace(source, path=str(folder), adapters=[folder]) for folder in source.adapters]
 
 
 def _check_one_base(sources: list[Source]) -> None:
@@ -158,12 +166,14 @@ def _add(lm: PreTrainedModel, name: str, source: Source, number: int) -> Model:
         adapters.append(f"tune_{number}_{len(adapters)}")
         add_adapter(lm, folder, adapters[-1])
     lm.eval()
-    return Model(name, _rendering(source), adapters)
+    return Model(name, rendering_of(source), adapters)
 
 
-def _rendering(source: Source) -> Rendering:
+def rendering_of(source: Source) -> Rendering:
     tokenizer = tokenizer_of(source)
+    virtual = places_in_saved(source.adapters, tokenizer)
+    by_template = bool(virtual["template"])
     if source.run is None or source.run_dir is None:
-        return Rendering(tokenizer, Encoding(), raw=False)
-    raw = trained_on_raw_text(source.run.data, formats_of(source.run, source.run_dir))
-    return Rendering(tokenizer, encoding_of(source.run), raw=raw)
+        return Rendering(tokenizer, Encoding(**virtual), raw=by_template)
+    raw = by_template or trained_on_raw_text(source.run.data, formats_of(source.run, source.run_dir))
+    return Rendering(tokenizer, replace(encoding_of(source.run, tokenizer), **virtual), raw=raw)

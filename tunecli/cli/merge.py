@@ -4,6 +4,9 @@ tune merge outputs/sft_lora_smollm2/latest                         -> its folder
 tune merge outputs/sft_lora_smollm2/latest model --dtype float16   as a folder of your own, in another dtype
 tune merge RUN --interpolate 0.5                                   half way between base and tuned model
 tune merge RUN both --with OTHER_RUN                               two adapters of one base, their updates added
+tune merge RUN mix --with OTHER_RUN --weights 0.7 0.3              their updates weighted, and added
+tune merge RUN less --with OTHER_RUN --weights 1 -1                one taken away from the other
+tune merge RUN mix --with OTHER_RUN --weights 0.7 0.3 --as-adapter the same as one LoRA, not as a model
 
 Reads run directories and standard peft folders. The written model is compared with the unmerged one: status 1 if its
 logits differ by more than rounding explains, and nothing is left behind. Runs on a 4-bit or 8-bit base are merged
@@ -36,6 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--interpolate", type=float, default=1.0, metavar="X", help="0 is the base, 1 the tuned model"
     )
+    parser.add_argument(
+        "--weights", type=float, nargs="+", metavar="X", help="of RUN and each --with; LoRA only, may be negative"
+    )
+    parser.add_argument("--as-adapter", action="store_true", help="write the sum of LoRAs as one LoRA")
     parser.add_argument("--max-shard-size", type=_size, default="5GB", metavar="SIZE", help="of a file (default 5GB)")
     parser.add_argument("--base", metavar="MODEL", help="the base, if not the one that the adapter names")
     parser.add_argument("--force", action="store_true", help="replace a model that is in TO already")
@@ -63,6 +70,8 @@ def run(args: argparse.Namespace) -> int:
         interpolation=args.interpolate,
         max_shard_size=args.max_shard_size,
         base=args.base,
+        weights=args.weights,
+        as_adapter=args.as_adapter,
         force=args.force,
         say=lambda text: print(text, file=sys.stderr, flush=True),
         show_progress=sys.stderr.isatty() and not args.json,

@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tunecli.config.compose import load_config
 from tunecli.config.data_checks import data_problems
 from tunecli.config.data_files import is_local
 from tunecli.config.errors import Problem
 from tunecli.config.launch import Strategy
 from tunecli.config.nearest import did_you_mean
-from tunecli.config.peft_checks import peft_problems
+from tunecli.config.peft_checks import missing_starts, peft_problems
 from tunecli.config.run import RunConfig
 from tunecli.config.train import Precision
 
@@ -61,7 +62,7 @@ def find_problems(config: RunConfig, *, new_run: bool = False) -> list[Problem]:
         *_launch(config),
         *_model_path(config),
         *data_problems(config),
-        *(_output_dir(config) if new_run else []),
+        *([*missing_starts(config), *_output_dir(config)] if new_run else []),
     ]
 
 
@@ -183,6 +184,28 @@ def _model_path(config: RunConfig) -> Iterator[Problem]:
     )
     if is_local(config.model.path) and not Path(config.model.path).expanduser().exists():
         yield Problem("model.path", f"{config.model.path} does not exist", fix)
+    yield from _adapters_as_model(config.model.path)
+
+
+def _adapters_as_model(path: str) -> Iterator[Problem]:
+    """A full run's directory is its model; adapters are what an entry starts from."""
+    folder = Path(path).expanduser()
+    if (folder / "model" / "config.json").is_file() or not (folder / "config.yaml").is_file():
+        return
+    run = load_config(folder / "config.yaml")
+    if not run.peft:
+        yield Problem("model.path", f"{path} is a run that has no model yet", "name one that has finished")
+        return
+    starts = [f"peft.{name}.init_from={path} peft.{name}.freeze=true" for name in run.peft]
+    plain = ",".join(name for name, method in run.peft.items() if name == method.method)
+    others = {name: method.method for name, method in run.peft.items() if name != method.method}
+    chosen = [f"'peft=[{plain}]'", *(f"+peft@peft.{name}={method}" for name, method in others.items())]
+    yield Problem(
+        "model.path",
+        f"{path} is a run that trained adapters of {run.model.path}: {', '.join(run.peft)}",
+        f"model.path={run.model.path} {' '.join([*chosen, *starts])} +peft@peft.new=lora trains `new` on top "
+        f"of them; without freeze and `new` they are trained on; or tune merge {path}, and name what that writes",
+    )
 
 
 TRAINED = ("metrics.jsonl", "checkpoints", "adapter", "model")

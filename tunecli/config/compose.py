@@ -22,6 +22,7 @@ from tunecli.config.nearest import did_you_mean
 from tunecli.config.overrides import check_values, sort_overrides
 from tunecli.config.paths import find_recipe, shipped_asset
 from tunecli.config.peft import PEFT_SCHEMAS
+from tunecli.config.peft_facts import not_supported
 from tunecli.config.run import RunConfig
 from tunecli.config.schema_check import (
     assign,
@@ -182,7 +183,8 @@ def _schema_of(file: YamlFile) -> tuple[DictConfig, list[Problem]]:
         if methods.get(name) in PEFT_SCHEMAS:
             schema.peft[name] = PEFT_SCHEMAS[methods[name]]
         else:
-            problems.append(_no_such(f"peft.{name}.method", methods.get(name), PEFT_SCHEMAS, file))
+            problem = not_supported(str(methods.get(name)), file.where())
+            problems.append(problem or _no_such(f"peft.{name}.method", methods.get(name), PEFT_SCHEMAS, file))
     stage = file.value(("stage", "name")) if ("stage", "name") in file.body() else None
     if stage in STAGE_SCHEMAS:
         schema.stage = STAGE_SCHEMAS[stage]

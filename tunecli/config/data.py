@@ -104,6 +104,10 @@ class DataConfig:
     """Subset (configuration name) of a Hub dataset."""
     revision: str | None = None
     """Branch, tag or commit of a Hub dataset."""
+    adapter_column: str | None = None
+    """Column that names the entry of `peft` which each row is for: several users' or tasks' adapters are trained
+    together, each on its own rows. "*": each entry is trained by itself on every row, as for an ensemble of prompts.
+    Empty: every entry is on for every row."""
     sample_by: SampleBy = SampleBy.line
     """What is one row of a .txt or .md file."""
     max_samples: int | None = None

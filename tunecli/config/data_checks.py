@@ -18,9 +18,10 @@ FORMATS = {
     "prompt_completion": ("prompt", "completion", "tools"),
     "sharegpt": ("conversations", "system", "tools"),
     "text": ("text",),
+    "columns": (),
 }
 """The FORMATS table of `tunecli.data.formats`, which cannot be imported here (a test holds the names equal), with the
-columns that each reads."""
+columns that each reads; `columns` reads whatever a template names."""
 
 CHAT_TEMPLATES = ("alpaca", "chatml")
 """Named templates of `data.chat_template`; anything else is a path to a .jinja file."""
@@ -73,7 +74,7 @@ def _format(key: str, name: str) -> Iterator[Problem]:
 def _columns(key: str, format: str, columns: dict[str, str]) -> Iterator[Problem]:
     known = FORMATS.get(format)
     for column in columns:
-        if known is not None and column not in known:
+        if known and column not in known:
             fix = f"{did_you_mean(column, known)}the format reads {', '.join(known)}"
             yield Problem(f"{key}.columns.{column}", f"format {format} has no such column", fix)
 

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum
+
+
+class Combine(Enum):
+    mean = "mean"
+    vote = "vote"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -17,3 +23,6 @@ class EvaluationConfig:
     """Longest generated answer."""
     temperature: float = 0.0
     """Of the answers to `prompts`; 0 takes the most likely token each time."""
+    combine: Combine = Combine.mean
+    """How the answers of several adapters to one question become one (`data.adapter_column="*"`): by the mean of the
+    choices' log-probabilities, or by votes. Generated answers are always voted on."""

@@ -37,7 +37,7 @@ class Attention(Enum):
 @dataclass(kw_only=True, slots=True)
 class ModelConfig:
     path: str = MISSING
-    """A Hub id, a local folder, a run directory, or `builtin:tiny_llama` (random weights, for tests)."""
+    """A Hub id, a local folder, a full run's directory, or `builtin:tiny_llama` (random weights, for tests)."""
     revision: str | None = None
     """Branch, tag or commit of a Hub model."""
     trust_remote_code: bool = False

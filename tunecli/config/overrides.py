@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from tunecli.config.errors import Problem
 from tunecli.config.nearest import did_you_mean
+from tunecli.config.peft_facts import not_supported
 from tunecli.config.schema_check import assign, chosen_by_group, has_key, in_open_mapping, loose_copy, unknown_key
 
 COMMAND_LINE = "command line"
@@ -60,6 +61,8 @@ def choice_problem(group: str, chosen: list[str], available: Options, where: str
         )
     names = sorted(available.options(group))
     for name in chosen:
+        if group == "peft" and name not in names and (problem := not_supported(name, where)):
+            return problem
         if name not in names:
             fix = f"{did_you_mean(name, names)}options: {', '.join(names)}"
             return Problem(where, f"there is no option {name!r} in group {group!r}", fix)

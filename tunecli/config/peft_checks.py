@@ -4,24 +4,47 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 
+from tunecli.config.data_files import exists, is_local
 from tunecli.config.errors import Problem
 from tunecli.config.model import Quantization
-from tunecli.config.peft import PeftConfig
+from tunecli.config.peft import (
+    AdaLoraConfig,
+    FreezeConfig,
+    LoraConfig,
+    LoraInit,
+    PeftConfig,
+    PfeifferConfig,
+    Placement,
+)
 from tunecli.config.peft_facts import FACTS
+from tunecli.config.prompt_checks import prompt_problems
 from tunecli.config.run import RunConfig
+from tunecli.config.train import in_steps
+from tunecli.config.virtual import virtual_ids
 
 POSITIVE = ("greater than 0", lambda value: value > 0)
+NOT_NEGATIVE = ("0 or greater", lambda value: value >= 0)
 SHARE = ("at least 0 and below 1", lambda value: 0 <= value < 1)
 RULES: dict[str, tuple[str, Callable[[float], bool]]] = {
     **dict.fromkeys(("r", "lora_alpha", "alpha", "bottleneck_size", "scaling"), POSITIVE),
+    **dict.fromkeys(("num_virtual_tokens", "encoder_hidden_size", "init_top_k"), POSITIVE),
+    **dict.fromkeys(("init_r", "target_r", "deltaT", "loraplus_lr_ratio"), POSITIVE),
+    **dict.fromkeys(("tinit", "tfinal", "orth_reg_weight"), NOT_NEGATIVE),
+    **dict.fromkeys(("beta1", "beta2"), ("greater than 0 and below 1", lambda value: 0 < value < 1)),
     **dict.fromkeys(("lora_dropout", "vera_dropout", "dropout"), SHARE),
-    "reduction_factor": ("at least 1", lambda value: value >= 1),
+    **dict.fromkeys(("reduction_factor", "invertible_reduction_factor"), ("at least 1", lambda value: value >= 1)),
+    "last_n_layers": ("at least 0", lambda value: value >= 0),
     "oft_block_size": ("at least 2", lambda value: value >= 2),
     "decompose_factor": ("-1 or greater than 0", lambda value: value == -1 or value > 0),
 }
 """field of a method -> what it has to be, whichever method it is of"""
+BY_ROW = ("lora", "prompt_tuning", "p_tuning", "prefix_tuning", "p_tuning_v2")
+"""Methods of which each row of a batch can have its own adapter."""
+ONCE = ("ln_tuning",)
+"""methods that replace layers instead of adding to them, so that one of a kind can be on"""
 
 
 def peft_problems(config: RunConfig) -> Iterator[Problem]:
@@ -39,6 +62,111 @@ def peft_problems(config: RunConfig) -> Iterator[Problem]:
                 "model.quantization=none, or another method: tune ls peft",
             )
         yield from _method(f"peft.{name}", method)
+        if isinstance(method, LoraConfig):
+            yield from _lora_start(name, method, config)
+        if isinstance(method, FreezeConfig):
+            yield from _freeze(f"peft.{name}", method, [other.method for other in config.peft.values()])
+        if isinstance(method, PfeifferConfig) and method.placement is Placement.after_norm and method.target_modules:
+            yield Problem(
+                f"peft.{name}.target_modules",
+                "names modules, but after_norm finds its LayerNorms by the architecture",
+                f"peft.{name}.placement=before_norm, or no target_modules",
+            )
+    if config.train.max_steps is not None:
+        yield from schedule_problems(config.peft, config.train.max_steps)
+    yield from prompt_problems(config)
+    yield from _by_row(config)
+    yield from _start_problems(config.peft)
+
+
+def _by_row(config: RunConfig) -> Iterator[Problem]:
+    """Of `data.adapter_column`."""
+    if config.data.adapter_column is None:
+        return
+    if not config.peft:
+        fix = "one entry of peft for each adapter, as in +peft@peft.alice=lora, or data.adapter_column=null"
+        yield Problem("data.adapter_column", "chooses among adapters, and there is none", fix)
+    for name, method in config.peft.items():
+        if method.method not in BY_ROW or getattr(method, "use_dora", False):
+            what = f"{method.method}{' with DoRA' if method.method in BY_ROW else ''} cannot be chosen by row"
+            yield Problem(f"peft.{name}", what, f"data.adapter_column=null, or one of: {', '.join(BY_ROW)}")
+    if config.evaluation.prompts:
+        what = "do not say which adapter they are for"
+        yield Problem("evaluation.prompts", what, "evaluation.prompts=[] beside data.adapter_column")
+
+
+def schedule_problems(methods: Mapping[str, PeftConfig], num_steps: int) -> Iterator[Problem]:
+    """What is wrong for a run of so many steps."""
+    for name, method in methods.items():
+        if not isinstance(method, AdaLoraConfig):
+            continue
+        before, after = in_steps(method.tinit, num_steps), in_steps(method.tfinal, num_steps)
+        if before + after >= num_steps:
+            yield Problem(
+                f"peft.{name}",
+                f"tinit={method.tinit:g} and tfinal={method.tfinal:g} leave ranks none of {num_steps} steps to fall",
+                f"peft.{name}.tinit=0.1 peft.{name}.tfinal=0.3 (shares of all steps), or more steps",
+            )
+
+
+def _lora_start(name: str, method: LoraConfig, config: RunConfig) -> Iterator[Problem]:
+    """Starts that read the base's weights, change them, or look at data."""
+    start = method.init_lora_weights
+    key = f"peft.{name}.init_lora_weights"
+    if config.model.quantization is not Quantization.none and (start.changes_base or start is LoraInit.eva):
+        yield Problem(
+            key,
+            f"{start.value} does not work on {config.model.quantization.value} weights",
+            f"{key}=default, or model.quantization=none",
+        )
+    later = list(config.peft)[list(config.peft).index(name) :]
+    if start is LoraInit.eva and (prompts := [other for other in later if other in virtual_ids(config.peft)]):
+        yield Problem(
+            key,
+            f"eva runs the data before {prompts[0]} is there to read its virtual tokens",
+            f"name {name} last, or {key}=default",
+        )
+    if not start.changes_base:
+        return
+    if next(iter(config.peft)) != name:
+        yield Problem(
+            key,
+            f"{start.value} takes a part out of the base's weights, which methods that stand before it would change",
+            f"name {name} first, or {key}=default",
+        )
+    for other, theirs in config.peft.items():
+        if other != name and getattr(theirs, "use_dora", False):
+            yield Problem(
+                f"peft.{other}.use_dora",
+                f"goes by the base's weights, of which {start.value} takes a part for {name}",
+                f"peft.{other}.use_dora=false, or {key}=default",
+            )
+
+
+def missing_starts(config: RunConfig) -> Iterator[Problem]:
+    """Of a run that has not begun: later it has copies."""
+    for name, method in config.peft.items():
+        if method.init_from is not None and is_local(method.init_from) and not exists(method.init_from):
+            fix = "the path of a run directory or a peft folder"
+            yield Problem(f"peft.{name}.init_from", f"{method.init_from} does not exist", fix)
+
+
+def _start_problems(methods: Mapping[str, PeftConfig]) -> Iterator[Problem]:
+    """What is wrong with `init_from`, `freeze` and entries of the same method, as far as it shows without reading
+    what `init_from` names."""
+    for name, method in methods.items():
+        key = f"peft.{name}"
+        if method.freeze and method.init_from is None:
+            yield Problem(f"{key}.freeze", "is set, but there are no trained weights", f"{key}.init_from=RUN")
+    if methods and all(method.freeze and method.init_from for method in methods.values()):
+        first = next(iter(methods))
+        fix = f"add an entry to train, such as +peft@peft.second=lora; or peft.{first}.freeze=false"
+        yield Problem("peft", "every entry is frozen, so there is nothing to train", fix)
+    for kind in ONCE:
+        names = [name for name, method in methods.items() if method.method == kind]
+        if len(names) > 1:
+            fix = f"keep one; to train on from an earlier one: peft.{names[0]}.init_from=RUN without freeze"
+            yield Problem(f"peft.{names[1]}", f"only one {kind} can be on: each replaces the same layers", fix)
 
 
 def _method(key: str, method: PeftConfig) -> Iterator[Problem]:
@@ -47,6 +175,9 @@ def _method(key: str, method: PeftConfig) -> Iterator[Problem]:
         value = getattr(method, name)
         if value is not None:
             yield from _number(f"{key}.{name}", value, *RULES[name])
+    if isinstance(method, AdaLoraConfig) and method.target_r >= method.init_r:
+        what = f"is {method.target_r}, not below init_r={method.init_r}: no rank would fall"
+        yield Problem(f"{key}.target_r", what, f"{key}.init_r={method.target_r * 3 // 2 + 1}, or peft=lora")
     for name in ("rank_pattern", "alpha_pattern"):
         for pattern, value in getattr(method, name, {}).items():
             yield from _number(f"{key}.{name}.{pattern}", value, *POSITIVE)
@@ -57,6 +188,23 @@ def _method(key: str, method: PeftConfig) -> Iterator[Problem]:
         yield Problem(f"{key}.target_modules", "is empty", f"{key}.target_modules=[all-linear]")
     elif "all-linear" in targets and len(targets) > 1:
         yield Problem(f"{key}.target_modules", "names all-linear and more", f"{key}.target_modules=[all-linear]")
+
+
+def _freeze(key: str, method: FreezeConfig, methods: list[str]) -> Iterator[Problem]:
+    chosen = method.last_n_layers or method.norms or method.embeddings or method.patterns
+    if not chosen and method.init_from is None:
+        yield Problem(
+            key,
+            "selects no weights to train",
+            f"{key}.last_n_layers=2, {key}.norms=true, {key}.embeddings=true or {key}.patterns=[...]",
+        )
+    for pattern in method.patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            yield Problem(f"{key}.patterns", f"{pattern!r} is no regular expression: {error}", "lm_head, 'bias$'")
+    if "ln_tuning" in methods:
+        yield Problem(key, "and ln_tuning may train the same norms, each its own copy", f"{key}.norms=true alone")
 
 
 def _number(key: str, value: float, demand: str, holds: Callable[[float], bool]) -> Iterator[Problem]:

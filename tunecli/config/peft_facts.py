@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tunecli.config.errors import Problem
+
 
 @dataclass(frozen=True, slots=True)
 class Facts:
@@ -18,12 +20,21 @@ class Facts:
     quantized: bool
     """works on 4- and 8-bit bases"""
     paper: str
+    starts_as_base: bool = True
+    """untrained, it leaves the model's outputs as they are"""
 
 
 FACTS: dict[str, Facts] = {
     "full": Facts("every weight", "all", False, False, "no paper: fine-tuning as such"),
     "lora": Facts(
         "B A beside each linear layer", "r (in + out) per layer", True, True, "Hu et al., 2021, arXiv:2106.09685"
+    ),
+    "adalora": Facts(
+        "B E A beside each linear layer, E diagonal and pruned",
+        "init_r (in + out + 1) per layer",
+        True,
+        True,
+        "Zhang et al., 2023, arXiv:2303.10512",
     ),
     "vera": Facts(
         "two vectors beside each linear layer",
@@ -85,5 +96,61 @@ FACTS: dict[str, Facts] = {
         True,
         "He et al., 2022, arXiv:2110.04366",
     ),
+    "prompt_tuning": Facts(
+        "embeddings in front of the input", "n d", False, True, "Lester et al., 2021, arXiv:2104.08691", False
+    ),
+    "p_tuning": Facts(
+        "embeddings at any place of a template, from an LSTM",
+        "n d, and about 14 d^2 in training",
+        False,
+        True,
+        "Liu et al., 2021, arXiv:2103.10385",
+        False,
+    ),
+    "prefix_tuning": Facts(
+        "keys and values in each attention layer, from an MLP",
+        "2 n d_kv per layer, and more in training",
+        False,
+        True,
+        "Li & Liang, 2021, arXiv:2101.00190",
+        False,
+    ),
+    "p_tuning_v2": Facts(
+        "keys and values in each attention layer",
+        "2 n d_kv per layer",
+        False,
+        True,
+        "Liu et al., 2022, arXiv:2110.07602",
+        False,
+    ),
+    "freeze": Facts(
+        "chosen weights of the base: layers, norms, embeddings, or by name",
+        "those chosen",
+        True,
+        False,
+        "Lee et al., 2019, arXiv:1911.03090",
+    ),
 }
 """method -> facts; `tune ls peft` shows them"""
+
+NOT_SUPPORTED: dict[str, str] = {
+    **dict.fromkeys(("boft", "hra", "psoft", "road", "osf"), "oft"),
+    **dict.fromkeys(("randlora", "pvera", "vblora", "unilora", "tinylora", "frod"), "vera"),
+    **dict.fromkeys(("fourierft", "waveft", "c3a", "shira", "miss", "bone", "xlora", "poly"), "lora"),
+    **dict.fromkeys(("delora", "gralora", "glora", "lily", "adamss", "peanut", "shadow", "supertuning"), "lora"),
+    **dict.fromkeys(("hira",), "loha"),
+    **dict.fromkeys(("beft", "deft"), "bitfit"),
+    **dict.fromkeys(("cpt", "multitask_prompt_tuning", "trainable_tokens"), "prompt_tuning"),
+    **dict.fromkeys(("adaption_prompt", "cartridge"), "prefix_tuning"),
+}
+"""method that peft has and this package has not -> the nearest of those here"""
+
+
+def not_supported(name: str, where: str) -> Problem | None:
+    """The problem of a method that only peft has."""
+    near = NOT_SUPPORTED.get(name.lower())
+    if near is None:
+        return None
+    return Problem(
+        where, f"peft has {name}, but it is not supported here", f"the nearest: peft={near} (tune ls peft)"
+    )

@@ -18,7 +18,7 @@ from tunecli.config.errors import ConfigError, Problem
 from tunecli.config.nearest import did_you_mean
 from tunecli.config.yaml_file import KeyPath
 
-OPEN = (str, Any)
+OPEN = (str, int, float, Any)
 """Value types of mappings that take any key."""
 
 

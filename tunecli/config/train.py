@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -72,6 +73,11 @@ class TrainConfig:
     """Stop after so many evaluations in a row without a better `best_metric`."""
     trackers: list[str] = field(default_factory=list)
     """tensorboard, wandb, mlflow, trackio: where metrics go besides metrics.jsonl."""
+
+
+def in_steps(value: float, num_steps: int) -> int:
+    """A number of steps that is given as one or, below 1, as a share of all steps."""
+    return math.ceil(value * num_steps) if value < 1 else int(value)
 
 
 def falls(metric: str) -> bool:

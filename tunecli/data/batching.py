@@ -40,6 +40,11 @@ class Examples(Protocol):
         """The source of each example: an index into `names`."""
         ...
 
+    @property
+    def adapters(self) -> Sequence[int]:
+        """Which adapter each example is for; -1: all of them."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batching:
@@ -107,6 +112,7 @@ def collate(examples: Examples, indices: Sequence[int], batching: Batching, *, f
     kept = [start + trained[1:].nonzero()[:, 0] for start, (_, trained) in zip(starts, pairs, strict=False)]
     targets = torch.cat([ids[1:][trained[1:]] for ids, trained in pairs])
     positions = [torch.arange(length) for length in lengths]
+    adapters = torch.tensor([int(examples.adapters[i]) for i in indices])
     return Batch(
         **(_packed if batching.packed else _padded)(pairs, positions, starts, batching.pad_token_id),
         kept=torch.cat(kept),
@@ -115,6 +121,7 @@ def collate(examples: Examples, indices: Sequence[int], batching: Batching, *, f
         sources=torch.tensor([int(examples.sources[i]) for i in indices]).repeat_interleave(
             torch.tensor([len(each) for each in kept])
         ),
+        adapters=adapters if (adapters >= 0).any() else None,
         num_tokens=0 if filler else sum(lengths),
         rows=() if filler else tuple(indices),
     )

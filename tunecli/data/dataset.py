@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 """To be raised with every change of formats, templates or tokenisation that changes tokens."""
 LOOKED_AT = 100
 """Rows whose columns tell the format."""
@@ -88,6 +88,11 @@ class TokenizedDataset:
     def truncated(self) -> np.ndarray:
         """[examples] bool"""
         return self._column("truncated")
+
+    @cached_property
+    def adapters(self) -> np.ndarray:
+        """[examples] int32: which adapter each is for; -1: all of them"""
+        return self._column("adapter")
 
     @property
     def num_files(self) -> int:
@@ -287,6 +292,7 @@ def _schema() -> pa.Schema:
             "file": pa.int32(),
             "content": pa.int64(),
             "truncated": pa.bool_(),
+            "adapter": pa.int32(),
         }
     )
 
@@ -308,6 +314,7 @@ def _record_batch(chunk: Chunk, files: dict[str, int], schema: pa.Schema) -> pa.
         pa.array(numbers[chunk.files]),
         pa.array(chunk.contents),
         pa.array(chunk.truncated),
+        pa.array(chunk.adapters),
     ]
     return pa.record_batch(columns, schema=schema)
 

@@ -25,7 +25,7 @@ from tunecli.data.formats import Format
 from tunecli.data.lint import findings
 from tunecli.data.rows import BadRow, Row
 from tunecli.data.tokenize import tokenize_many
-from tunecli.data.tokens import Encoding, Tokens
+from tunecli.data.tokens import EVERY, Encoding, Tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,6 +35,9 @@ SMALL = 8
 """Chunks that are encoded in this process before others are started: small data need none."""
 LISTED = 5
 """Rows that are named for each kind of finding."""
+
+Item = tuple[int, Tokens]
+"""Which adapter an example is for, -1 for all of them; and the example."""
 
 _encoder: RowEncoder | None = None
 """The encoder of a worker process."""
@@ -62,6 +65,8 @@ class Chunk:
     """[examples] int64"""
     files: np.ndarray
     """[examples] int32 index into `names`"""
+    adapters: np.ndarray
+    """[examples] int32: which adapter the row is for; -1: all of them"""
     names: list[str]
     """the files of this chunk"""
     num_rows: int
@@ -94,8 +99,8 @@ class RowEncoder:
                     converted.append((row, self.format(row.values)))
                 except Unusable as error:
                     bad.append(BadRow(row.source, row.number, error.what, error.fix))
-        results = tokenize_many([example for _, example in converted], self.tokenizer, self.encoding)
-        used: list[tuple[Row, Example, list[Tokens]]] = []
+        results = self._tokenized(converted)
+        used: list[tuple[Row, Example, list[Item]]] = []
         overlong: list[BadRow] = []
         for (row, example), result in zip(converted, results, strict=True):
             if isinstance(result, Unusable):
@@ -112,6 +117,41 @@ class RowEncoder:
             for row in sorted(group, key=lambda row: (row.source, row.number))
         ]
         return chunk
+
+    def _tokenized(self, converted: list[tuple[Row, Example]]) -> list[list[Item] | Unusable]:
+        """Of each row."""
+        if not self.encoding.adapter_column:
+            found = tokenize_many([example for _, example in converted], self.tokenizer, self.encoding)
+            return [each if isinstance(each, Unusable) else [(-1, tokens) for tokens in each] for each in found]
+        results: list[list[Item] | Unusable] = [[] for _ in converted]
+        for number, name in enumerate(self.encoding.adapters):
+            mine = [i for i, (row, _) in enumerate(converted) if self._is_for(row, name)]
+            examples = [converted[i][1] for i in mine]
+            found = tokenize_many(examples, self.tokenizer, self.encoding.for_adapter(name))
+            for i, each in zip(mine, found, strict=True):
+                known = results[i]
+                if isinstance(each, Unusable) or isinstance(known, Unusable):
+                    results[i] = each if isinstance(each, Unusable) else known
+                else:
+                    results[i] = [*known, *((number, tokens) for tokens in each)]
+        return [
+            result if result else self._unknown_adapter(row)
+            for result, (row, _) in zip(results, converted, strict=True)
+        ]
+
+    def _is_for(self, row: Row, adapter: str) -> bool:
+        column = self.encoding.adapter_column
+        return column == EVERY or row.values.get(column) == adapter
+
+    def _unknown_adapter(self, row: Row) -> Unusable:
+        column = self.encoding.adapter_column
+        known = ", ".join(self.encoding.adapters)
+        if column not in row.values:
+            fix = f"data.adapter_column names a column of the row, which has: {', '.join(row.values) or 'none'}"
+            return Unusable(f"no column {column!r}", fix)
+        return Unusable(
+            f"column {column!r} holds {row.values[column]!r:.60}, which is no entry of peft", f"write one of: {known}"
+        )
 
 
 def encode(rows: Iterable[Row | BadRow], encoder: RowEncoder, *, num_workers: int | None) -> Iterator[Chunk]:
@@ -182,8 +222,9 @@ def _encode_in_worker(rows: list[Row | BadRow]) -> Chunk:
     return _encoder(rows)
 
 
-def _flat(used: list[tuple[Row, Example, list[Tokens]]]) -> Chunk:
-    items = [(row, tokens) for row, _, group in used for tokens in group]
+def _flat(used: list[tuple[Row, Example, list[Item]]]) -> Chunk:
+    items = [(row, tokens) for row, _, group in used for _, tokens in group]
+    adapters = [adapter for _, _, group in used for adapter, _ in group]
     hashes = {id(row): content_hash(example) for row, example, _ in used}
     names = list(dict.fromkeys(row.source for row, _, _ in used))
     number = {name: i for i, name in enumerate(names)}
@@ -198,15 +239,16 @@ def _flat(used: list[tuple[Row, Example, list[Tokens]]]) -> Chunk:
         contents=np.array([hashes[id(row)] for row, _ in items], np.int64),
         rows=np.array([row.number for row, _ in items], np.int64),
         files=np.array([number[row.source] for row, _ in items], np.int32),
+        adapters=np.array(adapters, np.int32),
         names=names,
         num_rows=0,
-        split_rows=sum(len(group) > 1 for _, _, group in used),
+        split_rows=sum(len(group) > len({adapter for adapter, _ in group}) for _, _, group in used),
         left_out=[],
     )
 
 
 def _findings(
-    used: list[tuple[Row, Example, list[Tokens]]], special_tokens: list[str]
+    used: list[tuple[Row, Example, list[Item]]], special_tokens: list[str]
 ) -> dict[str, tuple[int, list[str]]]:
     found: dict[str, tuple[int, list[str]]] = {}
     for row, example, _ in used:

@@ -34,7 +34,14 @@ class Text:
     text: str
 
 
-Example = Messages | PromptCompletion | Text
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """The texts of a row by column, for a template that says what is made of them."""
+
+    values: dict[str, str]
+
+
+Example = Messages | PromptCompletion | Text | Columns
 
 
 class Unusable(Exception):

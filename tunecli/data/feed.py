@@ -94,6 +94,7 @@ class Window:
     trained: list[Tensor] = field(default_factory=list)
     sources: list[int] = field(default_factory=list)
     origins: list[str] = field(default_factory=list)
+    adapters: list[int] = field(default_factory=list)
 
     @property
     def lengths(self) -> list[int]:
@@ -109,8 +110,8 @@ class Window:
         return self.origins[index]
 
 
-TokenizedRow = tuple[np.ndarray, np.ndarray, str]
-"""ids [n] int32; trained spans [start, end, start, end, ...]; file and row"""
+TokenizedRow = tuple[np.ndarray, np.ndarray, str, int]
+"""ids [n] int32; trained spans [start, end, start, end, ...]; file and row; which adapter it is for"""
 
 
 @dataclass(slots=True)
@@ -192,7 +193,7 @@ def _examples(chunk: Chunk, exclude: np.ndarray) -> Iterator[TokenizedRow]:
     ids = np.split(chunk.ids, np.cumsum(chunk.lengths)[:-1])
     spans = np.split(chunk.spans, np.cumsum(2 * chunk.span_counts)[:-1])
     for i in np.flatnonzero(~np.isin(chunk.contents, exclude)):
-        yield ids[i], spans[i], _origin(chunk, int(i))
+        yield ids[i], spans[i], _origin(chunk, int(i)), int(chunk.adapters[i])
 
 
 @dataclass(slots=True)
@@ -212,11 +213,12 @@ class Stream:
         start, self.seen = self.seen, self.seen + count
         window = Window(self.names)
         for source in self.slots.between(start, self.seen):
-            ids, spans, origin = self.sources[source].take()
+            ids, spans, origin, adapter = self.sources[source].take()
             window.ids.append(torch.from_numpy(ids.astype(np.int64)))
             window.trained.append(torch.from_numpy(trained_mask(len(ids), spans)))
             window.sources.append(window.names.index(self.labels[source]))
             window.origins.append(origin)
+            window.adapters.append(adapter)
         return window, list(range(count))
 
     def state_dict(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from tunecli.config.errors import Problem
-from tunecli.data.examples import Example, Messages, PromptCompletion, Unusable
+from tunecli.data.examples import Columns, Example, Messages, PromptCompletion, Unusable
 from tunecli.data.formats.turns import is_blank
 from tunecli.data.templates import ChatTemplate
 
@@ -32,6 +32,8 @@ def findings(example: Example, special_tokens: Collection[str] = ()) -> list[str
         texts = [example.prompt, example.completion]
         blank = {EMPTY_QUESTION: example.prompt, EMPTY_ANSWER: example.completion}
         found = [kind for kind, text in blank.items() if not text.strip()]
+    elif isinstance(example, Columns):
+        texts, found = list(example.values.values()), []
     else:
         texts, found = [example.text], []
     whole = "\n".join(texts)

@@ -86,6 +86,11 @@ class Mixture:
         """[examples] bool"""
         return self._column("truncated").astype(np.bool_)
 
+    @cached_property
+    def adapters(self) -> np.ndarray:
+        """[examples] int32: which adapter each is for; -1: all of them"""
+        return self._column("adapters")
+
     def _pairs(self) -> Iterator[tuple[TokenizedDataset, np.ndarray | None]]:
         return zip(self._parts, self._selected, strict=True)
 

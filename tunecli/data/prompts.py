@@ -17,11 +17,12 @@ from tunecli.data.source import read_rows
 from tunecli.data.templates import ChatTemplate
 from tunecli.data.text_encoder import TextEncoder
 from tunecli.data.tokens import Encoding
+from tunecli.data.virtual import question, surrounded_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-RAW_FORMATS = ("text", "prompt_completion")
+RAW_FORMATS = ("text", "prompt_completion", "columns")
 """Formats that are trained without a chat template (prompt_completion unless it holds messages)."""
 
 
@@ -60,9 +61,16 @@ def chat_prompt(messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBa
     example = without_thinking(example) if encoding.thinking is Thinking.drop else example
     template = ChatTemplate(tokenizer, encoding.chat_template_kwargs)
     text = template.render(template.prepared(example), add_generation_prompt=True)
-    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return surrounded_prompt(ids, encoding, TextEncoder(tokenizer))
 
 
-def raw_prompt(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids of a text that the model is to go on with."""
-    return TextEncoder(tokenizer).ids(text, add_special_tokens=True)
+def raw_prompt(text: str, tokenizer: PreTrainedTokenizerBase, encoding: Encoding) -> list[int]:
+    """Ids of a text that the model is to go on with; in a template, of what it makes of the text.
+
+    Raises Unusable where the template has several columns, which the text does not name.
+    """
+    encoder = TextEncoder(tokenizer)
+    if encoding.template:
+        return question(text, encoding, encoder)
+    return surrounded_prompt(encoder.ids(text, add_special_tokens=True), encoding, encoder)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -44,6 +44,33 @@ class TextEncoder:
         found = self._encoding(text, add_special_tokens)
         ids = found if isinstance(found, list) else found.ids
         return self._without_added_end(text, ids) if add_special_tokens else ids
+
+    @cached_property
+    def ends(self) -> tuple[list[int], list[int]]:
+        """What the tokenizer puts in front of a text and behind it."""
+        plain, found = self.ids("a"), self._encoding("a", True)
+        whole = found if isinstance(found, list) else found.ids
+        start = next(i for i in range(len(whole)) if whole[i : i + len(plain)] == plain)
+        return whole[:start], whole[start + len(plain) :]
+
+    def ids_after(self, text: str, more: str) -> list[int]:
+        """Ids of `more` as they are after `text`; should a token cross the border, as after a line break: some
+        tokenizers put a space before a text of its own."""
+        for head in (text, "\n") if text else ():
+            ids, whole = self.ids(head), self.ids(head + more)
+            if whole[: len(ids)] == ids:
+                return whole[len(ids) :]
+        return self.ids(more)
+
+    def cut(self, text: str, count: int, *, left: bool) -> str:
+        """`text` without its last `count` tokens, or its first ones; no character is cut in two."""
+        ids, found = self.ids(text), self._encoding(text, False)
+        if isinstance(found, list):
+            kept = ids[count:] if left else ids[: len(ids) - count]
+            return self.tokenizer.decode(kept, skip_special_tokens=True).strip("\ufffd")
+        if left:
+            return text[found.token_to_chars(count - 1)[1] :]
+        return text[: found.token_to_chars(len(ids) - count)[0]]
 
     def tokens_before(self, text: str, ids: list[int], borders: Iterable[int]) -> dict[int, int] | None:
         """For each border (a character's index), how many of the `ids` of `text` come before it.

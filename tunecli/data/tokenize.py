@@ -24,10 +24,11 @@ from typing import TYPE_CHECKING, Any
 
 from tunecli.config.data import Thinking
 from tunecli.data import conversation
-from tunecli.data.examples import Example, Messages, PromptCompletion, Text, Unusable
+from tunecli.data.examples import Columns, Example, Messages, PromptCompletion, Text, Unusable
 from tunecli.data.templates import ChatTemplate
 from tunecli.data.text_encoder import Request, TextEncoder
 from tunecli.data.tokens import Encoding, Span, Tokens, fit, window
+from tunecli.data.virtual import filled, surrounded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -103,9 +104,25 @@ def _encode(example: Example, job: _Job) -> Steps:
         items = yield from _conversation(job.template.prepared(_edited(example, job.options)), job)
     elif isinstance(example, PromptCompletion):
         items = yield from _prompt_completion(example, job)
+    elif isinstance(example, Columns):
+        return [_filled(example, job)]
+    elif job.options.between:
+        raise Unusable(
+            "a text alone has no answer, which the template puts words or virtual tokens in front of",
+            "\"peft.p_tuning.template='{v20} {prompt} {completion}'\", or another data.format",
+        )
     else:
         items = yield from _text(example, job)
-    return fit(items, job.options)
+    added = len(job.options.before) + len(job.options.between)
+    fitting = fit(items, job.options, added)
+    return [surrounded(tokens, job.options, job.encoder.ends[0]) for tokens in fitting] if added else fitting
+
+
+def _filled(example: Columns, job: _Job) -> Tokens:
+    if not job.options.template:
+        raise Unusable("the columns say what to write only together with a template", "peft=p_tuning has one")
+    found = filled(example, job.options, job.encoder)
+    return Tokens(found.input_ids, [found.answer], found.truncated)
 
 
 def _text(example: Text, job: _Job) -> Steps:

@@ -12,6 +12,9 @@ from tunecli.config.data import Overlong, Side, SystemPolicy, Thinking
 from tunecli.config.stage import Turns
 from tunecli.data.examples import TooLong, Unusable
 
+EVERY = "*"
+"""As `Encoding.adapter_column`: each row is for each adapter in turn."""
+
 Span = tuple[int, int]
 """Start and end, end excluded."""
 
@@ -30,6 +33,21 @@ class Encoding:
     system_prompt: str | None = None
     thinking: Thinking = Thinking.keep
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    before: tuple[int, ...] = ()
+    """ids of virtual tokens in front of each example"""
+    between: tuple[int, ...] = ()
+    """ids of virtual tokens in front of the last answer"""
+    template: str = ""
+    """written with the columns of a row, see `tunecli.config.template`; empty: `data.format` says what is"""
+    template_ids: tuple[int, ...] = ()
+    """of the virtual tokens in it"""
+    adapter_column: str = ""
+    """names the adapter that a row is for; EVERY: it is for each of them; empty: the fields above hold for it"""
+    adapters: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """adapter -> the fields above for its rows"""
+
+    def for_adapter(self, name: str) -> Encoding:
+        return replace(self, adapter_column="", adapters={}, **self.adapters[name])
 
     @property
     def plain(self) -> dict[str, Any]:
@@ -62,26 +80,27 @@ def window(ids: list[int], spans: list[Span], start: int = 0, end: int | None = 
     return Tokens(ids[start:end], [(first, last) for first, last in moved if first < last])
 
 
-def fit(items: list[Tokens], options: Encoding) -> list[Tokens]:
-    """The examples of one row, each at most `max_length` long, without those that lose all their trained tokens.
+def fit(items: list[Tokens], options: Encoding, added: int = 0) -> list[Tokens]:
+    """The examples of one row, each at most `max_length` long with `added` more tokens, without those that lose all
+    their trained tokens.
 
     Raises TooLong if none is left, Unusable if there never was a trained token.
     """
     kept = []
     lost = False
     for tokens in items:
-        parts = [part for part in _parts(tokens, options) if part.spans]
+        parts = [part for part in _parts(tokens, options, max(options.max_length - added, 0)) if part.spans]
         kept += parts
         lost |= not parts
     if not kept:
-        raise _nothing_trained(items, options)
+        raise _nothing_trained(items, options, added)
     if lost:
         kept[-1] = replace(kept[-1], truncated=True)
     return kept
 
 
-def _parts(tokens: Tokens, options: Encoding) -> Iterator[Tokens]:
-    ids, spans, size = tokens.input_ids, tokens.spans, options.max_length
+def _parts(tokens: Tokens, options: Encoding, size: int) -> Iterator[Tokens]:
+    ids, spans = tokens.input_ids, tokens.spans
     if len(ids) <= size:
         yield tokens
     elif options.overlong is Overlong.truncate:
@@ -93,10 +112,10 @@ def _parts(tokens: Tokens, options: Encoding) -> Iterator[Tokens]:
             yield window(ids, spans, start, start + size)
 
 
-def _nothing_trained(items: list[Tokens], options: Encoding) -> Unusable:
+def _nothing_trained(items: list[Tokens], options: Encoding, added: int) -> Unusable:
     if not any(tokens.spans for tokens in items):
         return Unusable("no token to train on: the answer is empty", "fill it in, or remove the row")
-    shortest = min(len(tokens.input_ids) for tokens in items)
+    shortest = min(len(tokens.input_ids) for tokens in items) + added
     if options.overlong is Overlong.drop:
         return TooLong(
             f"{shortest} tokens are more than data.max_length={options.max_length}",
@@ -107,7 +126,7 @@ def _nothing_trained(items: list[Tokens], options: Encoding) -> Unusable:
             f"no token left to train on within data.max_length={options.max_length}",
             "raise data.max_length, or remove the row",
         )
-    needed = min(tokens.spans[0][0] for tokens in items if tokens.spans)
+    needed = min(tokens.spans[0][0] for tokens in items if tokens.spans) + added
     return TooLong(
         f"no token left to train on: the prompt alone fills data.max_length={options.max_length}",
         f"set data.max_length to more than {needed}, shorten the prompt, or remove the row",

@@ -34,6 +34,8 @@ class Batch:
     """[trained] float32: 1, or 0 in the rows that only fill up the last global batch"""
     sources: Tensor
     """[trained] int64: number of the data source that each comes from"""
+    adapters: Tensor | None = None
+    """[sequences] int64: which adapter each is for; None: all of them for all"""
     num_tokens: int
     """real tokens of real rows (no padding, no fillers)"""
     rows: tuple[int, ...]

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 MANIFEST = "manifest.json"
+HOOKS = "hooks.safetensors"
 _STEP_FOLDER = re.compile(r"step_(\d{8})")
 
 
@@ -32,6 +33,11 @@ class Checkpoint:
     def state(self) -> dict[str, Any]:
         return json.loads((self.folder / "state.json").read_text())
 
+    def hooks(self) -> dict[str, Tensor]:
+        """State of the step hooks."""
+        file = self.folder / HOOKS
+        return load_file(file) if file.is_file() else {}
+
 
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:
     """Name -> value of every parameter that is trained; tied parameters once."""
@@ -39,12 +45,20 @@ def trainable_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def save_checkpoint(
-    root: Path, *, step: int, model: nn.Module, optimizer: Optimizer, state: Mapping[str, Any], keep_last: int
+    root: Path,
+    *,
+    step: int,
+    model: nn.Module,
+    optimizer: Optimizer,
+    state: Mapping[str, Any],
+    keep_last: int,
+    hooks: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write `root/step_<step>` and delete all but the newest `keep_last`. One rank calls this, the others wait.
 
     Args:
         state: JSON-able state of the loop and the stage.
+        hooks: state of the step hooks.
     """
     folder = root / f"step_{step:08d}"
     beside = root / f".{folder.name}.partial"
@@ -53,6 +67,8 @@ def save_checkpoint(
     tensors, scalars = optimizer_state(model, optimizer)
     save_file({k: v.contiguous() for k, v in trainable_state(model).items()}, beside / "trainable.safetensors")
     save_file(tensors, beside / "optimizer.safetensors")
+    if hooks:
+        save_file({k: v.contiguous() for k, v in hooks.items()}, beside / HOOKS)
     (beside / "state.json").write_text(json.dumps(dict(state) | {"optimizer": scalars}))
     sizes = {file.name: file.stat().st_size for file in sorted(beside.iterdir())}
     for file in beside.iterdir():

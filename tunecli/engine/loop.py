@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
@@ -27,6 +27,7 @@ from tunecli.engine.distributed import gradient_sync, seed_step, sum_over_ranks
 from tunecli.engine.recorder import Recorder, peak_memory_bytes
 from tunecli.engine.signals import StopSignal
 from tunecli.engine.stage import Stage, means
+from tunecli.engine.step_hook import StepHook, hook_state
 
 
 @dataclass(slots=True)
@@ -60,6 +61,7 @@ class Trainer:
     stop: StopSignal
     seed: int
     num_steps: int
+    hooks: Sequence[StepHook] = ()
 
 
 class _Meter:
@@ -151,10 +153,13 @@ def _step(trainer: Trainer, microbatches: list[Batch], step: int) -> tuple[dict[
     weight = accelerator.reduce(torch.stack(weights).sum().to(accelerator.device), "sum").clamp(min=1)
     totals: list[dict[str, Tensor]] = []
     for i, batch in enumerate(microbatches):
-        with gradient_sync(accelerator, model, last=i == len(microbatches) - 1):
+        last = i == len(microbatches) - 1
+        with gradient_sync(accelerator, model, last=last):
             output = stage.loss(model, batch.to(accelerator.device))
-            # Ranks average their gradients, so multiplying by their number leaves sum / global weight.
-            accelerator.backward(output.total * accelerator.num_processes / weight)
+            # Ranks average their gradients, so multiplying by their number leaves sum / global weight; and of what
+            # each of them adds once, the penalties, one.
+            penalties = [hook.penalty() for hook in trainer.hooks] if last else []
+            accelerator.backward(output.total * accelerator.num_processes / weight + sum(penalties))
         totals.append(output.sums(weights[i]))
     sums = sum_over_ranks(
         accelerator,
@@ -169,6 +174,9 @@ def _step(trainer: Trainer, microbatches: list[Batch], step: int) -> tuple[dict[
     )
     trainer.optimizer.step()
     trainer.scheduler.step()
+    if not accelerator.optimizer_step_was_skipped:  # as fp16 does where gradients overflow
+        for hook in trainer.hooks:
+            hook.after_step(step)
     trainer.optimizer.zero_grad()
     return sums, float(grad_norm)
 
@@ -290,6 +298,7 @@ def _save(trainer: Trainer, meter: _Meter) -> None:
                 optimizer=trainer.optimizer.optimizer,  # type: ignore[attr-defined]
                 state={"progress": asdict(trainer.progress), "stage": trainer.stage.state_dict(), "scaler": scaler},
                 keep_last=trainer.config.keep_last,
+                hooks=hook_state(trainer.hooks),
             )
             forget_worse(trainer.recorder.best, trainer.progress.best_step)
         accelerator.wait_for_everyone()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,23 +10,39 @@ from torch import nn
 from torch.optim import Optimizer as TorchOptimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from tunecli.config.train import Optimizer, Scheduler, TrainConfig
+from tunecli.config.train import Optimizer, Scheduler, TrainConfig, in_steps
 
 Parameters = list[dict[str, Any]]
 
 
-def build_optimizer(model: nn.Module, config: TrainConfig) -> TorchOptimizer:
-    """The optimizer of `config.optimizer` over the trainable parameters of `model`."""
-    groups = parameter_groups(model.named_parameters(), config.weight_decay)
+def build_optimizer(
+    model: nn.Module, config: TrainConfig, rate_factors: Mapping[str, float] | None = None
+) -> TorchOptimizer:
+    """The optimizer of `config.optimizer` over the trainable parameters of `model`.
+
+    Args:
+        rate_factors: parameter name -> what `config.learning_rate` is multiplied by, where that is not 1.
+    """
+    groups = parameter_groups(model.named_parameters(), config.weight_decay, rate_factors)
+    for group in groups:
+        group["lr"] = config.learning_rate * group.pop("rate_factor")
     return OPTIMIZERS[config.optimizer](groups, config)
 
 
-def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> Parameters:
-    """Two groups: matrices, which decay, and biases, norms and scales, which do not. Empty groups are left out."""
-    trainable = [parameter for _, parameter in named if parameter.requires_grad]
-    decayed = [parameter for parameter in trainable if parameter.ndim >= 2]
-    spared = [parameter for parameter in trainable if parameter.ndim < 2]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
+def parameter_groups(
+    named: Iterable[tuple[str, nn.Parameter]], weight_decay: float, rate_factors: Mapping[str, float] | None = None
+) -> Parameters:
+    """Two groups for each factor of the learning rate, which is under `rate_factor`, that of 1 first: matrices, which
+    decay, and biases, norms and scales, which do not. Empty groups are left out."""
+    factors = rate_factors or {}
+    trainable = [(factors.get(name, 1.0), parameter) for name, parameter in named if parameter.requires_grad]
+    groups = []
+    for factor in sorted({factor for factor, _ in trainable}, key=lambda factor: (factor != 1, factor)):
+        parameters = [parameter for own, parameter in trainable if own == factor]
+        matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
+        spared = [parameter for parameter in parameters if parameter.ndim < 2]
+        groups.append({"params": matrices, "weight_decay": weight_decay, "rate_factor": factor})
+        groups.append({"params": spared, "weight_decay": 0.0, "rate_factor": factor})
     return [group for group in groups if group["params"]]
 
 
@@ -70,27 +85,22 @@ OPTIMIZERS: dict[Optimizer, Callable[[Parameters, TrainConfig], TorchOptimizer]]
 }
 
 
-def warmup_steps(config: TrainConfig, num_steps: int) -> int:
-    """`config.warmup_steps` as a number of steps."""
-    share = config.warmup_steps
-    return math.ceil(share * num_steps) if share < 1 else int(share)
-
-
 def build_scheduler(optimizer: TorchOptimizer, config: TrainConfig, *, num_steps: int, done: int) -> LRScheduler:
     """transformers' schedule of that name, with `config.warmup_steps` of linear warm-up.
 
     Args:
+        optimizer: a new one, whose rates no schedule has changed yet.
         done: steps already taken. The rate is a pure function of the step, so no schedule state is saved.
     """
     from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
     from transformers.trainer_utils import SchedulerType
 
     name = config.lr_scheduler.value
-    warmup = warmup_steps(config, num_steps)
+    warmup = in_steps(config.warmup_steps, num_steps)
     if config.lr_scheduler is Scheduler.constant and warmup:
         name = "constant_with_warmup"
     for group in optimizer.param_groups:
-        group["initial_lr"] = config.learning_rate
+        group["initial_lr"] = group["lr"]
     extra = {} if name == "constant" else {"num_warmup_steps": warmup}
     if name in ("linear", "cosine"):
         extra["num_training_steps"] = num_steps

@@ -16,8 +16,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from tunecli.config.errors import UserError
+from tunecli.config.evaluation import Combine
 from tunecli.data.batching import Batching, Examples, microbatches
 from tunecli.data.feed import Window
+from tunecli.evaluation.ensemble import best_choice
 from tunecli.models.generate import generate, stop_ids
 from tunecli.models.policy import Policy
 
@@ -33,6 +35,8 @@ class Question:
     """token ids up to the last answer"""
     answer: list[int]
     """token ids of the last answer, with the tokens that end it"""
+    adapter: int = -1
+    """which adapter it is for; -1: all of them"""
 
 
 def question(examples: Examples, index: int) -> Question:
@@ -41,7 +45,7 @@ def question(examples: Examples, index: int) -> Question:
     end = int(trained.nonzero()[-1]) + 1
     untrained = (~trained[:end]).nonzero()
     start = int(untrained[-1]) + 1 if len(untrained) else 0
-    return Question(ids[:start].tolist(), ids[start:end].tolist())
+    return Question(ids[:start].tolist(), ids[start:end].tolist(), int(examples.adapters[index]))
 
 
 def text_of(tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
@@ -59,6 +63,7 @@ def answer_all(
         max_new_tokens=max_new_tokens,
         stop_ids=stops,
         pad_token_id=tokenizer.pad_token_id or 0,
+        adapters=[question.adapter for question in questions] if questions[0].adapter >= 0 else None,
     )
     return [text_of(answer, tokenizer) for answer in made]
 
@@ -79,27 +84,45 @@ def check_choices(examples: Examples, tokenizer: PreTrainedTokenizerBase, choice
 def right_choices(
     policy: Policy,
     tokenizer: PreTrainedTokenizerBase,
+    groups: Sequence[Sequence[Question]],
+    choices: Sequence[str],
+    batching: Batching,
+    combine: Combine = Combine.mean,
+) -> list[bool]:
+    """Whether the right answer of each group is the most likely of `choices`; a question whose answer is none of them
+    counts as wrong.
+
+    Args:
+        groups: the same question to several adapters, or alone.
+    """
+    flat = [question for group in groups for question in group]
+    scores = _choice_scores(policy, tokenizer, flat, choices, batching)
+    right, start = [], 0
+    for group in groups:
+        answer = text_of(group[0].answer, tokenizer)
+        chosen = best_choice(scores[start : start + len(group)], combine)
+        right.append(answer in choices and chosen == choices.index(answer))
+        start += len(group)
+    return right
+
+
+def _choice_scores(
+    policy: Policy,
+    tokenizer: PreTrainedTokenizerBase,
     questions: Sequence[Question],
     choices: Sequence[str],
     batching: Batching,
-) -> list[bool]:
-    """Whether the right answer of each question is the most likely of `choices`; a question whose answer is none of
-    them counts as wrong."""
-    rows = [_candidates(question, choices, tokenizer) for question in questions]
+) -> Tensor:
+    """[questions, choices] fp32: log-probability of each choice."""
     flat = Window(["choices"])
-    for prompt_and_answers in rows:
-        for ids, trained in prompt_and_answers:
+    for question in questions:
+        for ids, trained in _candidates(question, choices, tokenizer):
             flat.ids.append(ids)
             flat.trained.append(trained)
             flat.sources.append(0)
             flat.origins.append("choice")
-    scores = _log_likelihoods(policy, flat, batching)
-    right = []
-    for i, question in enumerate(questions):
-        own = scores[i * len(choices) : (i + 1) * len(choices)]
-        answer = text_of(question.answer, tokenizer)
-        right.append(answer in choices and int(own.argmax()) == choices.index(answer))
-    return right
+            flat.adapters.append(question.adapter)
+    return _log_likelihoods(policy, flat, batching).view(len(questions), len(choices))
 
 
 def _candidates(
@@ -110,9 +133,11 @@ def _candidates(
     content = len(question.answer)
     while content and question.answer[content - 1] in special:
         content -= 1
+    right = tokenizer.decode(question.answer[:content])
+    space = right[: len(right) - len(right.lstrip())]
     found = []
     for choice in choices:
-        ids = tokenizer(choice, add_special_tokens=False)["input_ids"] + question.answer[content:]
+        ids = tokenizer(space + choice, add_special_tokens=False)["input_ids"] + question.answer[content:]
         if choice == text_of(question.answer, tokenizer):
             ids = question.answer  # as it was trained, should the tokenizer join it otherwise
         trained = [False] * len(question.prompt) + [True] * len(ids)

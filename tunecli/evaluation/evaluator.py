@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from tunecli.config.evaluation import EvaluationConfig
 from tunecli.data.batching import Batching, Examples
-from tunecli.evaluation.answers import answer_all, question, right_choices, text_of
+from tunecli.evaluation.answers import Question, answer_all, question, right_choices, text_of
+from tunecli.evaluation.ensemble import most_votes, same_questions
 from tunecli.models.generate import generate, stop_ids
 from tunecli.models.policy import Policy
 
@@ -50,12 +51,14 @@ class Evaluator:
         """
         self._samples = {}
         right: dict[str, list[bool]] = {}
-        if self.validation is not None and self.config.exact_match:
-            count = min(self.config.exact_match, len(self.validation))
-            right["exact_match"] = self._judged(count, proceed, lambda chunk: self._matches(policy, chunk))
-        if self.validation is not None and self.config.choices:
-            count = len(self.validation)
-            right["choice_accuracy"] = self._judged(count, proceed, lambda chunk: self._choices(policy, chunk))
+        groups = same_questions(self.validation) if self.validation is not None else []
+        if groups and self.config.exact_match:
+            some = groups[: self.config.exact_match]
+            right["exact_match"] = self._judged(some, proceed, lambda chunk: self._matches(policy, some, chunk))
+        if groups and self.config.choices:
+            right["choice_accuracy"] = self._judged(
+                groups, proceed, lambda chunk: self._choices(policy, groups, chunk)
+            )
         return right, [*self._gathered_samples(), *self._answered_prompts(policy)]
 
     def _gathered_samples(self) -> list[Sample]:
@@ -65,40 +68,52 @@ class Evaluator:
         return [sample for _, sample in sorted(samples, key=lambda item: item[0])]
 
     def _judged(
-        self, count: int, proceed: Callable[[float], bool], judge: Callable[[list[int]], list[bool]]
+        self,
+        groups: Sequence[Sequence[int]],
+        proceed: Callable[[float], bool],
+        judge: Callable[[list[int]], list[bool]],
     ) -> list[bool]:
-        """Whether each of the first `count` validation examples is right. Ranks take as many chunks as each other."""
+        """Whether each group of validation examples is answered rightly. Ranks take as many chunks as each other."""
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
-        mine = self._by_length(range(rank, count, ranks))
-        right = torch.zeros(count, device=self.accelerator.device)
-        for start in range(0, -(-count // ranks), TOGETHER):
-            if not proceed(start * ranks / count):
+        mine = self._by_length(groups, range(rank, len(groups), ranks))
+        right = torch.zeros(len(groups), device=self.accelerator.device)
+        for start in range(0, -(-len(groups) // ranks), TOGETHER):
+            if not proceed(start * ranks / len(groups)):
                 raise Abandoned
             chunk = mine[start : start + TOGETHER]
             right[chunk] = torch.tensor(judge(chunk), dtype=right.dtype, device=right.device)
         return self.accelerator.reduce(right, "sum").bool().tolist()
 
-    def _by_length(self, indices: Iterable[int]) -> list[int]:
-        """Examples of about the same length come together, as shorter ones are padded."""
+    def _by_length(self, groups: Sequence[Sequence[int]], numbers: Iterable[int]) -> list[int]:
+        """Questions of about the same length come together, as shorter ones are padded."""
         assert self.validation is not None
         lengths = self.validation.lengths
-        return sorted(indices, key=lambda i: (-int(lengths[i]), i))
+        return sorted(numbers, key=lambda i: (-int(lengths[groups[i][0]]), i))
 
-    def _matches(self, policy: Policy, chunk: list[int]) -> list[bool]:
-        assert self.validation is not None
-        questions = [question(self.validation, i) for i in chunk]
-        expected = [text_of(each.answer, self.tokenizer) for each in questions]
-        answers = answer_all(policy, self.tokenizer, questions, self.config.max_new_tokens)
-        for i, each, answer, right in zip(chunk, questions, answers, expected, strict=True):
+    def _matches(self, policy: Policy, groups: Sequence[Sequence[int]], chunk: list[int]) -> list[bool]:
+        asked = self._questions(groups, chunk)
+        said = iter(self._answers(policy, [each for group in asked for each in group]))
+        right = []
+        for i, group in zip(chunk, asked, strict=True):
+            answer = most_votes([next(said) for _ in group])
+            expected = text_of(group[0].answer, self.tokenizer)
             if i < SHOWN:
-                self._samples[i] = {"prompt": self._text(each.prompt), "answer": answer, "expected": right}
-        return [answer == right for answer, right in zip(answers, expected, strict=True)]
+                prompt = self._text(group[0].prompt)
+                self._samples[i] = {"prompt": prompt, "answer": answer, "expected": expected}
+            right.append(answer == expected)
+        return right
 
-    def _choices(self, policy: Policy, chunk: list[int]) -> list[bool]:
-        assert self.validation is not None
+    def _answers(self, policy: Policy, questions: list[Question]) -> list[str]:
+        return answer_all(policy, self.tokenizer, questions, self.config.max_new_tokens) if questions else []
+
+    def _choices(self, policy: Policy, groups: Sequence[Sequence[int]], chunk: list[int]) -> list[bool]:
         alone = replace(self.batching, num_processes=1, process_index=0)
-        questions = [question(self.validation, i) for i in chunk]
-        return right_choices(policy, self.tokenizer, questions, self.config.choices, alone)
+        asked = self._questions(groups, chunk)
+        return right_choices(policy, self.tokenizer, asked, self.config.choices, alone, self.config.combine)
+
+    def _questions(self, groups: Sequence[Sequence[int]], chunk: list[int]) -> list[list[Question]]:
+        assert self.validation is not None
+        return [[question(self.validation, i) for i in groups[number]] for number in chunk]
 
     def _answered_prompts(self, policy: Policy) -> list[Sample]:
         if not self.prompts or not self.accelerator.is_main_process:

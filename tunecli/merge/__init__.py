@@ -1,4 +1,5 @@
-"""`tune merge`: adapters into the weights that they were trained on, or a fine-tuned model averaged with its base.
+"""`tune merge`: adapters into the weights that they were trained on, a fine-tuned model averaged with its base, or a
+weighted sum of LoRAs as one LoRA.
 
 The arithmetic is peft's `merge_and_unload`. Nothing is left behind unchecked: the written folder, loaded with plain
 transformers, is compared with the unmerged model as the run trained it. Both compute in fp32 whatever their weights
@@ -24,7 +25,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +38,17 @@ from tunecli.config.errors import UserError
 from tunecli.config.model import DType
 from tunecli.config.paths import display
 from tunecli.merge.comparison import agreement, comparison_sequences, difference, logits
-from tunecli.merge.inputs import check, find_sources
+from tunecli.merge.inputs import Inputs, check, find_inputs
+from tunecli.merge.summing import write_sum
 from tunecli.merge.weights import Expected, MergeRefused, average, cast, merge_adapters
 from tunecli.peft_methods.loading import device, dtype_of, tokenizer_of
 from tunecli.peft_methods.source import Source
 from tunecli.report.card import NAME as CARD
-from tunecli.report.card import Merging, merged_card, public, run_label
+from tunecli.report.card import Merging, merged_card, public, run_label, sum_card
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.05, torch.bfloat16: 0.2}
+WHOLE = "5GB"
+"""Largest file where nothing else is asked for."""
 AGREES = 0.95
 """Share of places with the same most likely token below which a finer dtype is advised."""
 
@@ -67,6 +71,8 @@ class Merged:
     """largest change of a logit by the adapters; None for full fine-tuning"""
     of_activations: float | None
     """largest difference of a logit to an 8-bit model, which rounds activations too; None for others"""
+    is_adapter: bool = False
+    """one LoRA, not a model"""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self) | {"folder": str(self.folder)}
@@ -78,53 +84,65 @@ def merge(
     *,
     dtype: DType = DType.auto,
     interpolation: float = 1.0,
-    max_shard_size: str = "5GB",
+    max_shard_size: str = WHOLE,
     base: str | None = None,
+    weights: Sequence[float] | None = None,
+    as_adapter: bool = False,
     force: bool = False,
     say: Callable[[str], None] = lambda text: None,
     show_progress: bool = False,
 ) -> Merged:
-    """Write the merged model of `paths` to `to`, a folder that plain transformers load.
+    """Write the merged model of `paths` to `to`, a folder that plain transformers load; or the sum of LoRAs as one.
 
     One model is in memory at a time; two for the average of a full fine-tuning run with its base.
 
     Args:
-        paths: a run directory or a peft folder, and more of them over the same base, whose updates add up.
-        to: None: `merged/` in the first of them.
+        paths: a run directory or a peft folder, and more of them over the same base. Updates of weights add up; of
+            different kinds, each is put around what those before it left.
+        to: None: `merged/` in the first of them, or `merged_adapter/`.
         dtype: of the written weights; auto: as in training.
         interpolation: 0 gives the base, 1 the tuned model, and what lies between scales the adapters' update.
         base: Hub id or folder of the base, if not the one that the adapters name.
+        weights: of `paths`, by which LoRA updates are multiplied; they may be negative. None: 1 each.
+        as_adapter: write one LoRA whose rank is the sum of theirs, in place of a model.
         say: told what is done, one line at a time.
 
     Raises:
         UserError: there is nothing to merge, or not in this way.
         MergeRefused: the written model's logits were too far off; nothing is left.
     """
-    source = find_sources(paths, base)
-    target = (to or paths[0] / "merged").expanduser()
-    check(source, target, interpolation, force)
+    if as_adapter and (dtype not in (DType.auto, DType.float32) or max_shard_size != WHOLE):
+        raise UserError("a LoRA is written in float32, as one file", where="--as-adapter", fix="leave out --dtype")
+    inputs = find_inputs(paths, base, weights, interpolation)
+    source = inputs.source
+    target = (to or paths[0] / ("merged_adapter" if as_adapter else "merged")).expanduser()
+    check(inputs, target, as_adapter=as_adapter, force=force)
     written_in = dtype_of(source) if dtype is DType.auto else getattr(torch, dtype.value)
     with _folder_beside(target) as folder:
         tokenizer = tokenizer_of(source)
         say(f"loading {source.base.path}")
         sequences, compared_on = comparison_sequences(source, tokenizer)
-        if source.adapters:
-            model, expected = merge_adapters(
-                source, written_in, interpolation, sequences, show_progress=show_progress
-            )
+        if as_adapter:
+            written_in = torch.float32
+            expected, found = write_sum(inputs, sequences, folder)
+            tokenizer.save_pretrained(folder)
         else:
-            model, expected = average(source, interpolation, sequences)
-        cast(model, written_in)
-        say(f"writing {target}")
-        _write(model, tokenizer, folder, max_shard_size)
-        del model
-        say("comparing")
+            if source.adapters:
+                model, expected = merge_adapters(inputs, written_in, sequences, show_progress=show_progress)
+            else:
+                model, expected = average(source, interpolation, sequences)
+            cast(model, written_in)
+            say(f"writing {target}")
+            _write(model, tokenizer, folder, max_shard_size)
+            del model
+            say("comparing")
+            found = logits(_read_back(folder, written_in, source), sequences)
         largest = max(each.abs().max().item() for each in expected.logits)
-        found = logits(_read_back(folder, written_in, source), sequences)
         merged = _summary(target, folder, source, written_in, found, largest, compared_on, expected)
+        merged = replace(merged, is_adapter=as_adapter)
         if not merged.difference <= merged.bound:  # also where it is no number
             raise _refusal(merged)
-        (folder / CARD).write_text(_card(source, target, merged, interpolation), encoding="utf-8")
+        (folder / CARD).write_text(_card(inputs, target, merged), encoding="utf-8")
         shutil.rmtree(target, ignore_errors=True)
         folder.rename(target)
     return merged
@@ -163,7 +181,8 @@ def as_text(merged: Merged) -> str:
         lines.append(
             f"8-bit        the run's own model rounds activations too: {merged.of_activations:.2g} from this one"
         )
-    lines.append(f'use it       tunecli.load("{display(merged.folder)}"), or plain transformers')
+    theirs = "peft" if merged.is_adapter else "transformers"
+    lines.append(f'use it       tunecli.load("{display(merged.folder)}"), or plain {theirs}')
     return "\n".join(lines)
 
 
@@ -221,18 +240,22 @@ def _summary(
     )
 
 
-def _card(source: Source, target: Path, merged: Merged, interpolation: float) -> str:
+def _card(inputs: Inputs, target: Path, merged: Merged) -> str:
+    source = inputs.source
     merging = Merging(
         base=source.started_from.path,
         revision=source.started_from.revision,
         adapters=tuple(public(folder.name) for folder in source.adapters),
         runs=_runs(source),
-        interpolation=interpolation,
+        weights=tuple(inputs.weights) if set(inputs.weights) - {1.0} else (),
+        interpolation=inputs.interpolation,
         quantization=source.started_from.quantization.value,
         dtype=merged.dtype,
         difference=merged.difference,
         largest_logit=merged.largest_logit,
     )
+    if merged.is_adapter:
+        return sum_card(target, merging)
     return merged_card(source.run, source.run_dir, target, merging)
 
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from tunecli.config.data import first_rows
 from tunecli.config.errors import UserError
 from tunecli.data.mixture import build
+from tunecli.peft_methods.freeze import FreezeLayer
 from tunecli.peft_methods.source import Source
 from tunecli.run import encoding_of
 
@@ -27,7 +28,7 @@ def comparison_sequences(source: Source, tokenizer: PreTrainedTokenizerBase) -> 
     if source.run is not None and source.run.data.validation is not None:
         data = first_rows(source.run.data, ROWS)
         try:
-            _, examples = build(data, tokenizer, encoding_of(source.run), show_progress=False)
+            _, examples = build(data, tokenizer, encoding_of(source.run, tokenizer), show_progress=False)
         except (UserError, OSError):
             examples = None  # the data are no longer here
         if examples:
@@ -52,7 +53,7 @@ def _computing_in_fp32(model: torch.nn.Module) -> Iterator[None]:
     kept: dict[int, list[tuple[torch.nn.Parameter, Tensor]]] = {}
 
     def widen(module: torch.nn.Module, _: Any) -> None:
-        own = [p for p in module.parameters(recurse=False) if p.dtype in (torch.bfloat16, torch.float16)]
+        own = [p for p in _weights(module) if p.dtype in (torch.bfloat16, torch.float16)]
         kept[id(module)] = [(p, p.data) for p in own]
         for parameter in own:
             parameter.data = parameter.data.float()
@@ -73,6 +74,13 @@ def _computing_in_fp32(model: torch.nn.Module) -> Iterator[None]:
             module.compute_dtype = dtype
         for hook in hooks:
             hook.remove()
+
+
+def _weights(module: torch.nn.Module) -> Iterator[torch.nn.Parameter]:
+    """What decides the dtype that `module` answers in."""
+    yield from module.parameters(recurse=False)
+    if isinstance(module, FreezeLayer):
+        yield from module.untouched.parameters(recurse=False)
 
 
 def difference(one: list[Tensor], other: list[Tensor]) -> float:

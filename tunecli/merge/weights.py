@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from rich.progress import track
 from torch import Tensor, nn
@@ -19,7 +19,10 @@ from transformers.utils import logging
 from tunecli.config.errors import UserError
 from tunecli.config.model import Quantization
 from tunecli.merge.comparison import difference, logits
+from tunecli.merge.inputs import Inputs, by_kind, kind_of
 from tunecli.models.load import load_model
+from tunecli.peft_methods.composition import activate, load_adapter
+from tunecli.peft_methods.freeze import FreezeLayer
 from tunecli.peft_methods.loading import device, dtype_of, load_base
 from tunecli.peft_methods.source import Source
 
@@ -46,28 +49,79 @@ class Expected:
 
 @torch.no_grad()
 def merge_adapters(
-    source: Source, dtype: torch.dtype, interpolation: float, sequences: list[Tensor], *, show_progress: bool
+    inputs: Inputs, dtype: torch.dtype, sequences: list[Tensor], *, show_progress: bool
 ) -> tuple[PreTrainedModel, Expected]:
     """The merged model, in the finer of `dtype` and that of training."""
+    source, groups = inputs.source, by_kind(inputs)
+    quantised = source.base.quantization is not Quantization.none
+    # peft does not take IA3 off a quantised model.
+    if len(groups) > 1 or (quantised and kind_of(source.adapters[0]) == "IA3"):
+        return _merge_in_turn(inputs, groups, dtype, sequences, show_progress=show_progress)
     model = load_base(source)
-    tuned = _with_adapters(model, source.adapters, interpolation)
+    tuned = _with_adapters(model, inputs)
     before = logits(tuned, sequences)
     with tuned.disable_adapter():
         effect = difference(before, logits(tuned, sequences))
     of_activations = None
-    if source.base.quantization is not Quantization.none:
+    if quantised:
         model = _dequantized(tuned.unload())
-        tuned = _with_adapters(model, source.adapters, interpolation)
+        tuned = _with_adapters(model, inputs)
         if source.base.quantization is Quantization.int8:
-            quantised, before = before, logits(tuned, sequences)
-            of_activations = difference(quantised, before)
-    _untie(model)
+            rounded, before = before, logits(tuned, sequences)
+            of_activations = difference(rounded, before)
     cast(model, torch.promote_types(dtype_of(source), dtype))
+    return _merged(model, tuned, show_progress=show_progress), Expected(before, effect, of_activations)
+
+
+def _merge_in_turn(
+    inputs: Inputs, groups: list[Inputs], dtype: torch.dtype, sequences: list[Tensor], *, show_progress: bool
+) -> tuple[PreTrainedModel, Expected]:
+    """Adapters of several kinds. Each stands around what those before it left, so they are merged from the inside
+    out. The base is loaded once more, for the unmerged model: there is never more than one in memory."""
+    source = inputs.source
+    expected = _composed(load_base(source), inputs, sequences)
+    model = load_base(source)
+    if source.base.quantization is not Quantization.none:
+        model = _dequantized(model)
+    if source.base.quantization is Quantization.int8:
+        plain = _composed(model, inputs, sequences)
+        expected = replace(expected, logits=plain.logits, of_activations=difference(expected.logits, plain.logits))
+        model = _dequantized(load_base(source))
+    cast(model, torch.promote_types(dtype_of(source), dtype))
+    for group in groups:
+        model = _merged(model, _with_adapters(model, group), show_progress=show_progress)
+    return model, expected
+
+
+def _composed(model: PreTrainedModel, inputs: Inputs, sequences: list[Tensor]) -> Expected:
+    """What `model` says with all the adapters on, and how much that differs from what it says without."""
+    scales = put_in(model, inputs)
+    before = logits(model.eval(), sequences)
+    activate(model, [])
+    without = logits(model, sequences)
+    activate(model, scales)
+    return Expected(before, difference(before, without))
+
+
+def put_in(model: PreTrainedModel, inputs: Inputs) -> dict[str, float]:
+    """Add the adapters and switch them on, scaled. Gives peft's name of each, and its scale."""
+    scales = {f"merge_{i}": scale for i, scale in enumerate(inputs.scales)}
+    for name, folder in zip(scales, inputs.source.adapters, strict=True):
+        load_adapter(model, folder, name)
+    activate(model, scales)
+    _scale(model, scales)
+    return scales
+
+
+def _merged(model: PreTrainedModel, tuned: PeftModel, *, show_progress: bool) -> PreTrainedModel:
+    """`model` with the adapters of `tuned`, which are in it, made a part of its weights."""
+    _untie(model)
     _merge_layers(tuned, show_progress=show_progress)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "All adapters are already merged")
         merged = tuned.merge_and_unload()
-    return merged, Expected(before, effect, of_activations)
+    merged.__dict__.pop("peft_config", None)  # else peft warns of the next one
+    return merged
 
 
 def _merge_layers(tuned: PeftModel, *, show_progress: bool) -> None:
@@ -122,15 +176,20 @@ def _dequantized(model: PreTrainedModel) -> PreTrainedModel:
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # it warns of the cast that it is called for
     try:
-        return model.dequantize()
+        plain = model.dequantize()
     finally:
         logging.set_verbosity(level)
+    plain.is_loaded_in_4bit = plain.is_loaded_in_8bit = False  # it forgets to say so, and peft asks
+    return plain
 
 
-def _with_adapters(model: PreTrainedModel, folders: Sequence[Path], interpolation: float) -> PeftModel:
-    """All of them on, their updates scaled by `interpolation`."""
-    names = [f"merge_{i}" for i in range(len(folders))]
-    tuned = PeftModel.from_pretrained(model, str(folders[0]), adapter_name=names[0])
+def _with_adapters(model: PreTrainedModel, inputs: Inputs) -> PeftModel:
+    """All of them on, which are of one kind, their updates scaled."""
+    names = [f"merge_{i}" for i in range(len(inputs.scales))]
+    folders = inputs.source.adapters
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Specified to not (load|save) vera_A")  # they follow from its seed
+        tuned = PeftModel.from_pretrained(model, str(folders[0]), adapter_name=names[0])
     if not hasattr(tuned.base_model, "merge_and_unload"):
         raise UserError(
             "this kind of adapter is not part of any weight", where=str(folders[0]), fix="use it unmerged"
@@ -138,11 +197,16 @@ def _with_adapters(model: PreTrainedModel, folders: Sequence[Path], interpolatio
     for name, folder in zip(names[1:], folders[1:], strict=True):
         tuned.load_adapter(str(folder), adapter_name=name)
     tuned.base_model.set_adapter(names)
-    if interpolation != 1:
-        for module in tuned.modules():
-            if hasattr(module, "scale_layer"):
-                module.scale_layer(interpolation)
+    _scale(tuned, dict(zip(names, inputs.scales, strict=True)))
     return tuned.eval()
+
+
+def _scale(model: nn.Module, scales: Mapping[str, float]) -> None:
+    """Multiply the updates of LoRAs; others have the scale 1."""
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            for name in scales.keys() & module.scaling.keys():
+                module.scaling[name] *= scales[name]
 
 
 def _untie(model: PreTrainedModel) -> None:
@@ -150,6 +214,8 @@ def _untie(model: PreTrainedModel) -> None:
     pair = [model.get_output_embeddings(), model.get_input_embeddings()]
     if None in pair or not any(isinstance(module, BaseTunerLayer) for module in pair):
         return
+    if all(isinstance(module, FreezeLayer) for module in pair):
+        return  # copies of tied weights are tied
     head, embedding = (module.get_base_layer() if isinstance(module, BaseTunerLayer) else module for module in pair)
     if head.weight is embedding.weight:
         head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)

@@ -10,13 +10,15 @@ call per sequence; on CUDA in half precision it is torch's variable-length flash
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.utils import TransformersKwargs
 
 NAME = "tunecli"
 
@@ -24,12 +26,33 @@ NAME = "tunecli"
 # position biases, ...) is refused, so that the self-test at load falls back to padding.
 HARMLESS = frozenset(
     {"dropout", "scaling", "is_causal", "position_ids", "use_cache", "cache_position", "layer_idx", "return_dict"}
-    | {"cu_seq_lens_k", "max_length_q", "max_length_k", "output_attentions", "output_hidden_states"}
+    | {"adapter_of_row", "cu_seq_lens_k", "max_length_q", "max_length_k", "output_attentions", "output_hidden_states"}
 )
 
 
 FASTER_IN_FP32 = 256
 """Up to this length torch's CPU attention is faster in fp32 than in bf16 (twice, at 120 tokens), casts included."""
+
+
+ADAPTER_OF_ROW = "adapter_of_row"
+"""Forward argument: [sequences] int64, which of several adapters each sequence is for."""
+TransformersKwargs.__optional_keys__ |= {ADAPTER_OF_ROW}  # `generate` refuses arguments that it does not know
+
+PREFIXES = "tunecli_prefixes"
+"""Attribute of an attention module that has keys and values to be put before those of the text."""
+
+
+class Prefixes(Protocol):
+    def key_values(self, num_rows: int, like: Tensor) -> Prefix | None: ...
+
+
+class Prefix(NamedTuple):
+    keys: Tensor
+    """[rows, key heads, prefix, head_dim]"""
+    values: Tensor
+    """the same shape"""
+    seen: Tensor | None = None
+    """[rows, prefix] bool: which of them each row has; None: all"""
 
 
 class UnsupportedAttention(ValueError):
@@ -58,23 +81,77 @@ def packed_attention(
     Raises:
         UnsupportedAttention: the model passes an argument that this function does not know.
     """
+    prefixes: Prefixes | None = module.__dict__.get(PREFIXES)
     if cu_seq_lens_q is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        prefix = prefixes.key_values(len(query), key) if prefixes is not None else None
+        return _padded_attention(module, query, key, value, attention_mask, prefix, **kwargs)
+    prefix = prefixes.key_values(len(cu_seq_lens_q) - 1, key) if prefixes is not None else None
     unknown = sorted(name for name, given in kwargs.items() if name not in HARMLESS and given not in (None, False))
     if unknown:
         raise UnsupportedAttention(f"packed rows do not support the attention arguments {unknown}")
     causal = _is_causal(module, kwargs)
-    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and not kwargs.get("dropout"):
+    half = query.dtype in (torch.float16, torch.bfloat16)
+    if query.is_cuda and half and not kwargs.get("dropout") and prefix is None:
         return _varlen_cuda(query, key, value, cu_seq_lens_q, causal, sliding_window, kwargs.get("scaling")), None
     edges = cu_seq_lens_q.tolist()
     pieces = []
-    for start, end in zip(edges, edges[1:], strict=False):
+    for row, (start, end) in enumerate(zip(edges, edges[1:], strict=False)):
         mask = _window_mask(end - start, sliding_window, causal, query.device)
         parts = [part[:, :, start:end] for part in (query, key, value)]
+        own = None if prefix is None else _row(prefix, row)
         if query.device.type == "cpu" and end - start <= FASTER_IN_FP32:
             parts = [part.float() for part in parts]
-        pieces.append(sdpa_attention_forward(module, *parts, mask, **kwargs)[0].to(query.dtype))
+            own = None if own is None else own._replace(keys=own.keys.float(), values=own.values.float())
+        pieces.append(_padded_attention(module, *parts, mask, own, **kwargs)[0].to(query.dtype))
     return torch.cat(pieces, dim=1), None
+
+
+def _row(prefix: Prefix, row: int) -> Prefix:
+    return Prefix(*(None if part is None else part[row : row + 1] for part in prefix))
+
+
+def _padded_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    prefix: Prefix | None,
+    position_bias: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' own attention, with a prefix that every query sees: it has no position, and no position bias."""
+    if prefix is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, position_bias=position_bias, **kwargs
+        )
+    added, length = prefix.keys.shape[2], key.shape[2]
+    if attention_mask is not None:
+        attention_mask = attention_mask[..., :length]
+    elif prefix.seen is not None or (_is_causal(module, kwargs) and query.shape[2] > 1):
+        everything = torch.ones(query.shape[2], length, dtype=torch.bool, device=key.device)
+        causal = _is_causal(module, kwargs) and query.shape[2] > 1
+        attention_mask = (everything.tril(length - query.shape[2]) if causal else everything)[None, None]
+    return sdpa_attention_forward(
+        module,
+        query,
+        torch.cat([prefix.keys, key], dim=2),
+        torch.cat([prefix.values, value], dim=2),
+        None if attention_mask is None else _with_prefix(attention_mask, prefix),
+        position_bias=None if position_bias is None else F.pad(position_bias[..., :length], (added, 0)),
+        **(kwargs | {"is_causal": False}),
+    )
+
+
+def _with_prefix(mask: Tensor, prefix: Prefix) -> Tensor:
+    """[rows, 1, queries, prefix + keys], of the mask's type: bool, or what is added to the scores."""
+    shown = True if mask.dtype is torch.bool else 0.0
+    if prefix.seen is None:
+        return F.pad(mask, (prefix.keys.shape[2], 0), value=shown)
+    seen = prefix.seen[:, None, None].expand(-1, 1, mask.shape[2], -1)
+    if mask.dtype is not torch.bool:
+        seen = torch.zeros_like(seen, dtype=mask.dtype).masked_fill(~seen, torch.finfo(mask.dtype).min)
+    return torch.cat([seen, mask.expand(len(seen), -1, -1, -1)], dim=3)
 
 
 def _is_causal(module: nn.Module, kwargs: dict[str, Any]) -> bool:

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from tunecli.models.attention import ADAPTER_OF_ROW
+
 BATCH_TOKENS = 4096
 """Prompt tokens that are computed together, padding included."""
 
@@ -29,8 +31,11 @@ def generate(
     pad_token_id: int,
     temperature: float = 0.0,
     seed: int = 0,
+    adapters: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """The answer to each prompt, in their order, without the stop token that ended it.
+
+    `adapters`: which one each prompt is for, where several are chosen from by row.
 
     Prompts of about the same length are padded on the left and answered together. `temperature` 0 takes the most
     likely token; otherwise the answers are a pure function of `seed` and all prompts. Random states are left as
@@ -58,6 +63,8 @@ def generate(
         for group in _groups(prompts):
             ids, mask = _left_padded([prompts[i] for i in group], pad_token_id)
             inputs = {"input_ids": ids.to(lm.device), "attention_mask": mask.to(lm.device)}
+            if adapters is not None:
+                inputs[ADAPTER_OF_ROW] = torch.tensor([adapters[i] for i in group], device=lm.device)
             made = lm.generate(**inputs, generation_config=config)[:, ids.shape[1] :].tolist()
             for i, answer in zip(group, made, strict=True):
                 answers[i] = _until_stop(answer, stop_ids)

@@ -36,7 +36,7 @@ def resolve_path(path: str) -> str:
         raise UserError(
             f"{path} is a run directory that holds no whole model",
             where="model.path",
-            fix="name a full fine-tuning run that has ended, or the base model; adapters cannot be stacked yet",
+            fix="name a full fine-tuning run that has ended, or the base model; peft.NAME.init_from takes adapters",
         )
     if not folder.exists() and _is_a_path(path, folder):
         raise UserError(

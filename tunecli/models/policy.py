@@ -74,6 +74,8 @@ def model_inputs(batch: Batch) -> dict[str, Any]:
     """Forward arguments of a transformers model. The empty 4-D mask of a packed row makes transformers build none,
     so that no [tokens, tokens] tensor exists."""
     inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False}
+    if batch.adapters is not None:
+        inputs |= {attention.ADAPTER_OF_ROW: batch.adapters}
     if batch.cu_seq_lens is None:
         return inputs | {"attention_mask": batch.attention_mask}
     no_mask = torch.empty(1, 1, 0, 0, dtype=torch.bool, device=batch.input_ids.device)
@@ -94,6 +96,7 @@ def _filled_up(batch: Batch, multiple: int) -> Batch:
         input_ids=F.pad(batch.input_ids, (0, more)),
         position_ids=torch.cat([batch.position_ids, filler], dim=1),
         cu_seq_lens=torch.cat([batch.cu_seq_lens, end]) if more else batch.cu_seq_lens,
+        adapters=F.pad(batch.adapters, (0, 1)) if more and batch.adapters is not None else batch.adapters,
         kept=F.pad(batch.kept, (0, more_trained)),
         targets=F.pad(batch.targets, (0, more_trained)),
     )

@@ -14,7 +14,8 @@ from transformers import BitsAndBytesConfig
 
 from tunecli.config.model import Quantization
 
-HEADS = ["lm_head", "embed_out", "classifier", "score", "qa_outputs"]
+HEADS = ["lm_head", "embed_out", "cls", "classifier", "classification_head", "score", "qa_outputs"]
+"""Names that transformers give heads: `cls` is BERT's for masked tokens, `classification_head` BART's."""
 
 
 def quantization_config(

@@ -21,10 +21,7 @@ from transformers import PreTrainedModel
 from tunecli.config.errors import UserError
 from tunecli.config.peft import BitFitConfig
 from tunecli.peft_methods.targets import head_names, is_under, matching
-from tunecli.peft_methods.tuner import TunerConfig, TunerLayer, TunerModel, device_of, out_width, register
-
-ENCODER_HEADS = ["classification_head", "cls"]
-"""Heads of BART's classifier and BERT's masked language model."""
+from tunecli.peft_methods.tuner import TunerConfig, TunerLayer, TunerModel, base_of, device_of, out_width, register
 
 
 @dataclass
@@ -45,7 +42,7 @@ class BitFitLayer(TunerLayer):
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__(base_layer)
         self.bitfit_shift = nn.ParameterDict()
-        self._unmerged: list[nn.Parameter | None] = []
+        self._unmerged: Tensor | None = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         if self.disable_adapters and self.merged:
@@ -69,15 +66,23 @@ class BitFitLayer(TunerLayer):
             raise ValueError(f"the shift of {', '.join(names)} is not finite")
         base = self.get_base_layer()
         if not self.merged_adapters:
-            self._unmerged = [base.bias]
-        base.bias = nn.Parameter(_plus(base.bias, shift, base.weight.dtype), requires_grad=False)
+            self._unmerged = None if base.bias is None else base.bias.data
+        merged = _plus(base.bias, shift, base.weight.dtype)
+        if base.bias is None:
+            base_of(self).bias = nn.Parameter(merged, requires_grad=False)
+        else:
+            base.bias.data = merged
         self.merged_adapters.extend(names)
 
     def unmerge(self) -> None:
         """Put the bias back as it was, to the last bit."""
-        if self.merged_adapters:
-            self.get_base_layer().bias = self._unmerged.pop()
-            self.merged_adapters.clear()
+        if not self.merged_adapters:
+            return
+        if self._unmerged is None:
+            base_of(self).bias = None
+        else:
+            self.get_base_layer().bias.data = self._unmerged
+        self.merged_adapters.clear()
 
 
 def _plus(bias: Tensor | None, shift: Tensor, weight_dtype: torch.dtype) -> Tensor:
@@ -110,7 +115,7 @@ def peft_config(config: BitFitConfig, model: PreTrainedModel) -> BitFitPeftConfi
     if config.target_modules:
         paths = matching(model, list(possible), config.target_modules)
     else:
-        heads = head_names(model) + ENCODER_HEADS
+        heads = head_names(model)
         paths = [path for path in possible if not is_under(path, heads)]
     targets = [path for path in paths if config.add_missing or _has_bias(possible[path])]
     if not targets:

@@ -5,12 +5,19 @@
   LLM-Adapters (Hu et al., 2023, arXiv:2304.01933).
 - parallel: beside the feed-forward layer, from the same input (He et al., 2022, arXiv:2110.04366).
 
+Houlsby et al.'s place is the sub-layer's last projection, before the residual sum and any normalisation: there
+h + A(h) takes the place of the projection's output h. Pfeiffer et al.'s search on BERT has theirs read what the
+LayerNorm makes of the residual sum x + h, and add to h, which is normalised again (`placement=after_norm`):
+LN(x + h + A(LN(x + h))), as AdapterHub's library computes it. Models that normalise before their sub-layers have no
+such LayerNorm, and there the pfeiffer adapter stands where the second one of houlsby does.
+
+All of them can have MAD-X's invertible adapter at the embeddings (`invertible`): see `invertible.py`.
+
 Departures:
-- Adapters stand at the sub-layer's last projection, before any normalisation and the residual sum, in every
-  architecture: Houlsby et al.'s place. Pfeiffer et al.'s search on BERT put theirs after the LayerNorm instead.
 - Encoder-decoders get one after cross-attention too with houlsby.
-- `zero_start` (`up` is zero, `down` a linear layer's own start, as He et al. have it) is the default for all three;
-  without it weights have deviation 0.02, where Houlsby et al. say 0.01.
+- `zero_start` (`up` is zero, `down` a linear layer's own start, as He et al. have it) is the default for all three.
+  Without it weights are drawn as Houlsby et al. say (section 3.6): a normal of deviation 0.01, truncated at two
+  deviations. Their published code has 0.001 as its default, AdapterHub's pfeiffer an untruncated 0.02.
 - Normalisation layers stay frozen; Houlsby et al. train them too (`peft=[houlsby,ln_tuning]` does).
 - Dropout acts inside the bottleneck, as in He et al.'s code.
 """
@@ -18,10 +25,10 @@ Departures:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from threading import get_ident
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from peft.utils import PeftType
@@ -31,12 +38,21 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from tunecli.config.errors import UserError
-from tunecli.config.peft import BottleneckConfig
-from tunecli.peft_methods.layouts import LAYOUTS, Layout, Place, place_of
+from tunecli.config.peft import BottleneckConfig, PfeifferConfig, Placement
+from tunecli.peft_methods.adapter_layer import AdapterLayer
+from tunecli.peft_methods.invertible import (
+    CoupledEmbedding,
+    CoupledHead,
+    Coupling,
+    HalfNetwork,
+    SameCoupling,
+    coupled_modules,
+    embedding_width,
+)
+from tunecli.peft_methods.layouts import LAYOUTS, Layout, Place, norm_after, place_of
 from tunecli.peft_methods.targets import matching
 from tunecli.peft_methods.tuner import (
     TunerConfig,
-    TunerLayer,
     TunerModel,
     device_of,
     in_width,
@@ -50,6 +66,9 @@ NON_LINEARITIES: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "tanh": torch.tanh,
 }
+
+START = 0.01
+"""Deviation of weights that do not start at zero."""
 
 
 @dataclass
@@ -66,6 +85,14 @@ class BottleneckPeftConfig(TunerConfig):
     """read the input of the target module instead of its output"""
     input_module: str | None = None
     """parallel: read the input of this module instead, a path inside the layer that the target is in"""
+    after_norm: bool = False
+    """the targets are LayerNorms of residual sums: read their output, and add to the sum"""
+    coupled_inputs: list[str] = field(default_factory=list)
+    """targets too: embeddings whose output goes through the invertible adapter"""
+    coupled_head: str | None = None
+    """a target too: the head before which that is undone"""
+    coupling_size: int = 0
+    """width inside the invertible adapter's networks"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -79,6 +106,8 @@ class Reads(Enum):
     input = "input"
     earlier = "earlier"
     """the input of a module that ran before it"""
+    normed = "normed"
+    """the output, that of a LayerNorm, and adds to the input"""
 
 
 class Bottleneck(nn.Module):
@@ -98,29 +127,33 @@ class Bottleneck(nn.Module):
         self.dropout = config.dropout
         self.non_linearity = config.non_linearity
         self.reads = _reads(config)
-        self._start(zero=config.zero_start)
-
-    def _start(self, *, zero: bool) -> None:
-        nn.init.zeros_(self.down.bias)
-        nn.init.zeros_(self.up.bias)
-        if zero:
-            nn.init.zeros_(self.up.weight)
-        else:
-            nn.init.normal_(self.down.weight, std=0.02)
-            nn.init.normal_(self.up.weight, std=0.02)
+        start(self, zero=config.zero_start)
 
     def forward(self, hidden: Tensor) -> Tensor:
         inner = NON_LINEARITIES[self.non_linearity](self.down(hidden))
         return self.scaling * self.up(F.dropout(inner, self.dropout, self.training))
 
 
+def start(network: Bottleneck | HalfNetwork, *, zero: bool) -> None:
+    """Adding nothing, or next to nothing."""
+    nn.init.zeros_(network.down.bias)
+    nn.init.zeros_(network.up.bias)
+    if zero:
+        nn.init.zeros_(network.up.weight)
+        return
+    for weight in (network.down.weight, network.up.weight):
+        nn.init.trunc_normal_(weight, std=START, a=-2 * START, b=2 * START)
+
+
 def _reads(config: BottleneckPeftConfig) -> Reads:
+    if config.after_norm:
+        return Reads.normed
     if not config.parallel:
         return Reads.output
     return Reads.input if config.input_module is None else Reads.earlier
 
 
-class BottleneckLayer(TunerLayer):
+class BottleneckLayer(AdapterLayer):
     """A module with bottlenecks that read its output, its input, or the input of a module that ran before it.
 
     The last is for feed-forward layers that are no module of their own. That input waits here between the two
@@ -128,11 +161,8 @@ class BottleneckLayer(TunerLayer):
     both modules again, in order, so it brings its own.
     """
 
-    adapter_layer_names = ("bottleneck_adapter",)
-
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__(base_layer)
-        self.bottleneck_adapter = nn.ModuleDict()
         self._hook: RemovableHandle | None = None
         self._waiting: dict[int, Tensor] = {}
 
@@ -146,45 +176,65 @@ class BottleneckLayer(TunerLayer):
             self._waiting[get_ident()] = args[0]
 
     def _earlier_is_read(self) -> bool:
-        return any(adapter.reads is Reads.earlier for adapter in self._on())
-
-    def _on(self) -> list[Bottleneck]:
-        return [self.bottleneck_adapter[name] for name in self.adapters_on()]
+        return any(adapter.reads is Reads.earlier for adapter in self.on())
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         earlier = self._waiting.pop(get_ident()) if self._earlier_is_read() else None
         output = self.base_output(*args, **kwargs)
-        for adapter in self._on():
+        for adapter in self.on():
+            if adapter.reads is Reads.normed:
+                args = (args[0] + self._added(adapter, output).to(args[0].dtype),)
+                output = self.base_output(*args)
+                continue
             hidden = {Reads.output: output, Reads.input: args[0], Reads.earlier: earlier}[adapter.reads]
-            hidden = self._cast_input_dtype(hidden, adapter.down.weight.dtype)
-            output = output + adapter(hidden).to(output.dtype)
+            output = output + self._added(adapter, hidden).to(output.dtype)
         return output
 
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> NoReturn:
-        raise UserError(
-            "bottleneck adapters cannot be merged: no weight of the model does what their non-linearity does",
-            fix="use the model with its adapter; or train a method that merges, such as lora",
-        )
-
-    def unmerge(self) -> NoReturn:
-        self.merge()
+    def _added(self, adapter: Bottleneck, hidden: Tensor) -> Tensor:
+        return adapter(self._cast_input_dtype(hidden, adapter.down.weight.dtype))
 
     def unload_and_optionally_merge_module(
         self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
     ) -> nn.Module:
-        """Called by peft, which takes the layer out of the model."""
-        if merge:
-            self.merge()
+        base = super().unload_and_optionally_merge_module(merge, safe_merge, adapter_names)
         if self._hook is not None:
             self._hook.remove()
-        return self.get_base_layer()
+        return base
 
 
 class BottleneckModel(TunerModel):
     prefix = "bottleneck_"
-    tuner_layer_cls = BottleneckLayer
+    tuner_layer_cls = AdapterLayer
 
-    def add_to_layer(
+    def layer_class(self, config: BottleneckPeftConfig, path: str) -> type[AdapterLayer]:
+        if path in config.coupled_inputs:
+            return CoupledEmbedding
+        return CoupledHead if path == config.coupled_head else BottleneckLayer
+
+    def add_to_layer(self, layer: AdapterLayer, adapter_name: str, config: BottleneckPeftConfig, path: str) -> None:
+        if isinstance(layer, BottleneckLayer):
+            self._add_bottleneck(layer, adapter_name, config, path)
+        else:
+            layer.bottleneck_adapter[adapter_name] = self._coupling(layer, adapter_name, config, path)
+
+    def _coupling(
+        self, layer: AdapterLayer, adapter_name: str, config: BottleneckPeftConfig, path: str
+    ) -> Coupling | SameCoupling:
+        """The first of the modules that share one owns it."""
+        owner = config.coupled_inputs[0]
+        if path != owner:
+            return SameCoupling(self.model.get_submodule(owner).bottleneck_adapter[adapter_name])
+        coupling = Coupling(
+            embedding_width(self.model),
+            config.coupling_size,
+            NON_LINEARITIES[config.non_linearity],
+            device_of(layer.get_base_layer()),
+        )
+        for network in (coupling.first, coupling.second):
+            start(network, zero=config.zero_start)
+        return coupling
+
+    def _add_bottleneck(
         self, layer: BottleneckLayer, adapter_name: str, config: BottleneckPeftConfig, path: str
     ) -> None:
         base = layer.get_base_layer()
@@ -205,21 +255,24 @@ def peft_config(config: BottleneckConfig, model: PreTrainedModel) -> BottleneckP
     """The method `config.method` (houlsby, pfeiffer or parallel) for `model`.
 
     Raises:
-        UserError: the architecture is not known, or `target_modules` or `layers` names what is not there.
+        UserError: the architecture is not known, or `target_modules` or `layers` names what is not there, or
+            there is no LayerNorm to stand after.
     """
     parallel = config.method == "parallel"
+    norm = _norm(config, model)
     places = {path: place for path, _ in model.named_modules() if (place := place_of(path))}
     if config.target_modules:
         paths = matching(model, list(places), config.target_modules)
         input_module = None
     else:
         layout = LAYOUTS.get(model.config.model_type)
-        paths = _paths(layout, config.method, places) if layout else []
+        paths = _paths(layout, config.method, norm, places) if layout else []
         if not paths:
             raise _unknown(model)
         input_module = layout.feed_forward_input if parallel else None
+    inputs, head = coupled_modules(model) if config.invertible else ([], None)
     return BottleneckPeftConfig(
-        target_modules=_in_layers(paths, config.layers, places),
+        target_modules=[*in_layers(paths, config.layers, places), *inputs, *([head] if head else [])],
         bottleneck_size=config.bottleneck_size or max(1, int(model_width(model) / config.reduction_factor)),
         non_linearity=config.non_linearity.value,
         scaling=config.scaling,
@@ -228,7 +281,34 @@ def peft_config(config: BottleneckConfig, model: PreTrainedModel) -> BottleneckP
         zero_start=config.zero_start,
         parallel=parallel,
         input_module=input_module,
+        after_norm=norm is not None,
+        coupled_inputs=inputs,
+        coupled_head=head,
+        coupling_size=_coupling_size(config, model) if config.invertible else 0,
     )
+
+
+def _norm(config: BottleneckConfig, model: PreTrainedModel) -> str | None:
+    """Inside a layer, the LayerNorm after which adapters stand; None: before any.
+
+    Raises:
+        UserError: that was asked for, and this model has none.
+    """
+    if not isinstance(config, PfeifferConfig) or config.placement is Placement.before_norm or config.target_modules:
+        return None
+    norm = norm_after(model)
+    if norm is None and config.placement is Placement.after_norm:
+        raise UserError(
+            f"{type(model).__name__} has no LayerNorm after the sum of a feed-forward layer and its input: it "
+            f"normalises before, or its layers are not known",
+            where="placement",
+            fix="placement=before_norm",
+        )
+    return norm
+
+
+def _coupling_size(config: BottleneckConfig, model: PreTrainedModel) -> int:
+    return max(1, int(embedding_width(model) / 2 / config.invertible_reduction_factor))
 
 
 def model_width(model: PreTrainedModel) -> int:
@@ -244,19 +324,19 @@ def _unknown(model: PreTrainedModel) -> UserError:
     )
 
 
-def _paths(layout: Layout, method: str, places: Mapping[str, Place]) -> list[str]:
+def _paths(layout: Layout, method: str, norm: str | None, places: Mapping[str, Place]) -> list[str]:
     """Target modules of `method` in the model's layers: those with attention as in the layout. The layers of an image
     encoder, say, are built in another way."""
     ends = {
         "houlsby": layout.attention + layout.feed_forward,
-        "pfeiffer": layout.feed_forward,
+        "pfeiffer": (norm,) if norm else layout.feed_forward,
         "parallel": layout.whole_feed_forward,
     }[method]
     layers = {place.layer for place in places.values() if place.inside in layout.attention}
     return [path for path, place in places.items() if place.layer in layers and place.inside in ends]
 
 
-def _in_layers(paths: list[str], numbers: list[int], places: Mapping[str, Place]) -> list[str]:
+def in_layers(paths: list[str], numbers: list[int], places: Mapping[str, Place]) -> list[str]:
     """Those of `paths` in the layers `numbers` (of an encoder-decoder: of both stacks), or all of them.
 
     Raises:

@@ -6,9 +6,10 @@ to the base. What each of them is put into is looked up in the plain model, befo
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,13 +21,18 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, cast_adapter_dty
 from peft.utils import load_peft_weights
 from safetensors.torch import save_file
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunecli.config.errors import UserError
-from tunecli.config.peft import PeftConfig
-from tunecli.peft_methods import METHODS
-from tunecli.peft_methods.ln_tuning import keep_dtypes
+from tunecli.config.peft import LoraConfig, PeftConfig
+from tunecli.engine.batch import Batch
+from tunecli.engine.step_hook import StepHook
+from tunecli.peft_methods import METHODS, STEP_HOOKS, WITH_VIRTUAL_TOKENS, adalora, lora, lora_start
+from tunecli.peft_methods.freeze import FreezeLayer
+from tunecli.peft_methods.ln_tuning import is_norm, keep_dtypes
 from tunecli.peft_methods.source import COMPOSITION
+from tunecli.peft_methods.token_ids import token_ids
+from tunecli.peft_methods.tuner import TunerConfig, base_of, innermost
 
 PLAIN_PEFT = "base_model.model."
 """Prefix of every key in a peft checkpoint: the path from peft's wrapper to the model."""
@@ -40,31 +46,106 @@ def adapter_name(name: str) -> str:
     return f"tune_{name}"
 
 
-def inject(model: PreTrainedModel, methods: Mapping[str, PeftConfig], *, seed: int) -> None:
+def inject(
+    model: PreTrainedModel,
+    methods: Mapping[str, PeftConfig],
+    *,
+    seed: int,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    batches: Callable[[], Iterator[Batch]] | None = None,
+    starts: Mapping[str, Path] | None = None,
+) -> None:
     """Freeze `model` and add every method to it, all active. Without methods it is trained in full.
 
-    The new parameters are fp32 and start from `seed` alone.
+    The new parameters are fp32 and start from `seed` alone, with EVA from `batches`, or from a checkpoint.
+
+    Args:
+        tokenizer: of the words that virtual tokens start as; None: they start as random numbers.
+        batches: gives those that training begins with, the same on every rank.
+        starts: entry -> peft folder, for entries with `init_from`; those with `freeze` are not trained.
 
     Raises:
-        UserError: a method found nothing in this model to attach to.
+        UserError: a method found nothing in this model to attach to, or a checkpoint does not fit it.
     """
+    starts = starts or {}
+    if homeless := [name for name, method in methods.items() if method.init_from and name not in starts]:
+        raise ValueError(f"no folder was given of what {', '.join(homeless)} start from")
     if not methods:
         model.requires_grad_(True)
         return
     model.requires_grad_(False)
-    configs = {adapter_name(name): _peft_config(name, config, model) for name, config in methods.items()}
+    ids = token_ids(methods, tokenizer)
+    configs = {}
+    for name, method in methods.items():
+        if name not in starts:
+            with _errors_of(name):
+                configs[name] = _peft_config(method, model, tokenizer, ids.get(name, []))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        for name, config in configs.items():
-            add(model, name, config)
-    activate(model, configs)
+        for name, method in methods.items():
+            if name in starts:
+                trained = not method.freeze
+                load_adapter(model, starts[name], adapter_name(name), trained=trained, virtual=ids.get(name))
+                continue
+            add(model, adapter_name(name), configs[name])
+            with _errors_of(name):
+                _start(model, name, method, batches)
+    activate(model, map(adapter_name, methods))
 
 
-def _peft_config(name: str, config: PeftConfig, model: PreTrainedModel) -> peft.PeftConfig:
+@contextmanager
+def trained_off(model: nn.Module, methods: Mapping[str, PeftConfig]) -> Iterator[None]:
+    """Only frozen entries are on meanwhile. That is the model before the first step of training, unless a trained
+    entry has `init_from` too: those weights have changed since."""
+    activate(model, (adapter_name(name) for name, method in methods.items() if method.freeze))
     try:
-        return METHODS[config.method](config, model)
+        yield
+    finally:
+        activate(model, map(adapter_name, methods))
+
+
+def _peft_config(
+    config: PeftConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, token_ids: list[int]
+) -> peft.PeftConfig:
+    if config.method in WITH_VIRTUAL_TOKENS:
+        return WITH_VIRTUAL_TOKENS[config.method](config, model, tokenizer, token_ids)
+    return METHODS[config.method](config, model)
+
+
+@contextmanager
+def _errors_of(name: str) -> Iterator[None]:
+    try:
+        yield
     except UserError as error:
         raise UserError(error.what, where=f"peft.{name}.{error.where}", fix=error.fix) from error
+
+
+def _start(
+    model: PreTrainedModel, name: str, method: PeftConfig, batches: Callable[[], Iterator[Batch]] | None
+) -> None:
+    if isinstance(method, LoraConfig):
+        adapter = adapter_name(name)
+        starts = lora_start.start(model, adapter, method.init_lora_weights, batches)
+        model.lora_starts = model.__dict__.get("lora_starts", {}) | ({adapter: starts} if starts else {})
+
+
+def step_hooks(model: PreTrainedModel, methods: Mapping[str, PeftConfig], num_steps: int) -> list[StepHook]:
+    """What the methods in `model` do in every step of a run of `num_steps`."""
+    return [
+        STEP_HOOKS[config.method](model, adapter_name(name), config, num_steps)
+        for name, config in methods.items()
+        if config.method in STEP_HOOKS and not config.freeze
+    ]
+
+
+def rate_factors(model: nn.Module, methods: Mapping[str, PeftConfig]) -> dict[str, float]:
+    """Parameter name -> what its learning rate is multiplied by, where that is not 1."""
+    ratios = {
+        adapter_name(name): config.loraplus_lr_ratio
+        for name, config in methods.items()
+        if isinstance(config, LoraConfig) and config.loraplus_lr_ratio != 1
+    }
+    return lora.rate_factors(model, ratios)
 
 
 def add(model: PreTrainedModel, adapter: str, config: peft.PeftConfig) -> None:
@@ -80,8 +161,9 @@ def add(model: PreTrainedModel, adapter: str, config: peft.PeftConfig) -> None:
     before = {id(parameter): parameter.requires_grad for parameter in model.parameters()}
     # peft takes what it finds there for more adapters of the same method.
     known = model.__dict__.pop("peft_config", {})
-    with _composites_uncovered(model), warnings.catch_warnings():
+    with _uncovered(model, config), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "fan_in_fan_out is set to")  # peft mends it by itself, for Conv1D
+        warnings.filterwarnings("ignore", "Specified to not load vera_A")
         warnings.filterwarnings("ignore", "Unsupported layer type")  # norms, of which it wants no width
         tuner(model, config, adapter)
     if isinstance(config.target_modules, set):
@@ -94,30 +176,53 @@ def add(model: PreTrainedModel, adapter: str, config: peft.PeftConfig) -> None:
 
 
 @contextmanager
-def _composites_uncovered(model: nn.Module) -> Iterator[None]:
-    """Take wrappers off modules that have children of their own, as peft never looks inside a wrapper."""
+def _uncovered(model: nn.Module, config: peft.PeftConfig) -> Iterator[None]:
+    """Take wrappers off modules that have children of their own, as peft never looks inside a wrapper; those that are
+    to hold one more adapter of their kind stay. And off norms that are about to be replaced by copies, which would
+    take the wrappers' adapters with them."""
+    own = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type].tuner_layer_cls
+    replaces = config.peft_type == peft.PeftType.LN_TUNING
     covered: list[tuple[nn.Module, str, BaseTunerLayer]] = []
-    for path, module in list(model.named_modules()):
-        if not isinstance(module, BaseTunerLayer) or not any(True for _ in module.get_base_layer().children()):
+    modules = dict(model.named_modules())
+    for path, module in modules.items():
+        if not isinstance(module, BaseTunerLayer):
             continue
-        home, _, name = path.rpartition(".")
-        parent = model.get_submodule(home)
-        if isinstance(parent, BaseTunerLayer):
+        base = base_of(module)
+        if not any(True for _ in base.children()) and not (replaces and is_norm(base)):
+            continue
+        if isinstance(module, own) and not replaces and path in config.target_modules:
+            continue
+        if path.endswith(WRAPPED):
             continue  # travels with the wrapper around it
-        setattr(parent, name, module.get_base_layer())
+        home, _, name = path.replace(WRAPPED, "").rpartition(".")  # wrappers above are off already
+        parent = model.get_submodule(home)
+        setattr(parent, name, base)
         covered.append((parent, name, module))
     try:
         yield
     finally:
         for parent, name, wrapper in reversed(covered):
-            _innermost(wrapper).base_layer = getattr(parent, name)
-            setattr(parent, name, wrapper)
+            new = getattr(parent, name)
+            if not isinstance(new, BaseTunerLayer):
+                setattr(parent, name, wrapper)
+            elif replaces:
+                setattr(parent, name, _with_copy(wrapper, new))
+            else:
+                innermost(new).base_layer = wrapper
 
 
-def _innermost(wrapper: BaseTunerLayer) -> BaseTunerLayer:
-    """Of wrappers around wrappers, the one that holds the base's own module."""
-    while isinstance(wrapper.base_layer, BaseTunerLayer):
-        wrapper = wrapper.base_layer
+def _with_copy(wrapper: BaseTunerLayer, copy: BaseTunerLayer) -> BaseTunerLayer:
+    """`wrapper`, which is around a norm or around wrappers of it, with the trained copy of the norm next to the norm;
+    only a twin of `freeze`, which stands in for the norm itself, is closer."""
+    last = innermost(wrapper)
+    if not isinstance(last, FreezeLayer):
+        last.base_layer = copy
+        return wrapper
+    copy.base_layer = last
+    if last is wrapper:
+        return copy
+    above = next(module for module in wrapper.modules() if getattr(module, "base_layer", None) is last)
+    above.base_layer = copy
     return wrapper
 
 
@@ -149,19 +254,41 @@ def save_adapters(model: PreTrainedModel, names: Iterable[str], folder: Path, *,
     for name in names:
         target = folder / name
         target.mkdir(parents=True, exist_ok=True)
-        config = model.peft_config[adapter_name(name)]
+        config, state = _as_saved(model, adapter_name(name))
         config.base_model_name_or_path = base
         config.inference_mode = True
         config.save_pretrained(str(target))
-        state = adapter_state(model, adapter_name(name))
         tensors = {PLAIN_PEFT + key: value.contiguous().cpu() for key, value in state.items()}
         save_file(tensors, target / "adapter_model.safetensors", metadata={"format": "pt"})
     (folder / COMPOSITION).write_text(json.dumps({"order": names}, indent=2), encoding="utf-8")
 
 
-def adapter_state(model: PreTrainedModel, adapter: str) -> dict[str, torch.Tensor]:
-    """Its tensors, by the names that they would have if no other adapter were there."""
-    return {plain: state for plain, (_, state) in _state(model, adapter).items()}
+def _as_saved(model: PreTrainedModel, adapter: str) -> tuple[peft.PeftConfig, dict[str, torch.Tensor]]:
+    """Its configuration and tensors, by the names that they would have if no other adapter were there, in the form
+    that belongs to the untouched base."""
+    config = copy.copy(model.peft_config[adapter])
+    state = {plain: tensor for plain, (_, tensor) in _state(model, adapter).items()}
+    if starts := getattr(model, "lora_starts", {}).get(adapter):
+        return lora.saved_on_plain_base(config, state, starts)
+    if isinstance(config, peft.AdaLoraConfig):
+        return adalora.saved_pruned(config, state)
+    if isinstance(config, TunerConfig):
+        return config.plain(), _without_networks(model, adapter, state)
+    return config, state
+
+
+def _without_networks(
+    model: PreTrainedModel, adapter: str, state: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """`state` with what the small networks of prompts and prefixes make in place of these networks."""
+    for path, module in model.named_modules():
+        parts = path.split(".")
+        if adapter not in parts or not hasattr(module, "plain_state"):
+            continue
+        plain = ".".join(part for part in parts if part not in (adapter, WRAPPED.removeprefix(".")))
+        state = {key: value for key, value in state.items() if not key.startswith(f"{plain}.")}
+        state |= {f"{plain}.{name}": value for name, value in module.plain_state().items()}
+    return state
 
 
 def _state(model: PreTrainedModel, adapter: str) -> dict[str, tuple[str, torch.Tensor]]:
@@ -179,20 +306,46 @@ def load_adapters(model: PreTrainedModel, folders: Sequence[Path]) -> list[str]:
     return names
 
 
-def load_adapter(model: PreTrainedModel, folder: Path, adapter: str) -> None:
+def saved_config(folder: Path) -> peft.PeftConfig:
+    """What peft saved beside the weights in `folder`."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Specified to not save vera_A")  # they follow from its seed
+        return peft.PeftConfig.from_pretrained(str(folder))
+
+
+def load_adapter(
+    model: PreTrainedModel, folder: Path, adapter: str, *, trained: bool = False, virtual: list[int] | None = None
+) -> None:
     """Inject the peft checkpoint in `folder` under peft's name `adapter`, in fp32 as it was trained.
+
+    Args:
+        trained: it is to be trained further; else its parameters are frozen.
+        virtual: ids of its virtual tokens in this model; None: those that it was saved with.
 
     Raises:
         UserError: the checkpoint does not fit this model.
     """
-    add(model, adapter, peft.PeftConfig.from_pretrained(str(folder)))
-    saved = load_peft_weights(str(folder), device="cpu")
+    before = {id(parameter) for parameter in model.parameters()}
+    config = saved_config(folder)
+    config.inference_mode = not trained
+    if virtual is not None:
+        config.token_ids = virtual
+    saved = {
+        key.removeprefix(PLAIN_PEFT): value for key, value in load_peft_weights(str(folder), device="cpu").items()
+    }
+    if isinstance(config, peft.AdaLoraConfig) and config.rank_pattern:
+        saved = adalora.unpruned(saved, config.rank_pattern)
+        config.rank_pattern = None
+    add(model, adapter, config)
+    for parameter in model.parameters():
+        if not trained and id(parameter) not in before:
+            parameter.requires_grad_(False)
     here = _state(model, adapter)
     state = {}
     for key, value in saved.items():
-        plain = key.removeprefix(PLAIN_PEFT).replace(WRAPPED, "")
-        state[here[plain][0] if plain in here else key.removeprefix(PLAIN_PEFT)] = value
-    if missing := here.keys() - {key.removeprefix(PLAIN_PEFT).replace(WRAPPED, "") for key in saved}:
+        plain = key.replace(WRAPPED, "")
+        state[here[plain][0] if plain in here else key] = value
+    if missing := here.keys() - {key.replace(WRAPPED, "") for key in saved}:
         raise UserError(
             f"the checkpoint has no weights for {len(missing)} of its layers in this model, such as {min(missing)}",
             where=str(folder),

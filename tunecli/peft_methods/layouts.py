@@ -7,8 +7,10 @@ of a sub-layer is its last projection, before any normalisation and before the r
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
+
+from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +23,15 @@ class Layout:
     """feed-forward layers as one module each; where there is none, the modules that end them"""
     feed_forward_input: str | None = None
     """module whose input is the feed-forward layer's, where that is not one module"""
+    norm_after: str | None = None
+    """LayerNorm of the sum of the feed-forward layer and its input (post-norm); None: what it reads is normalised,
+    the sum is not"""
+    own_attention_core: tuple[str, ...] = ()
+    """modules that compute attention from queries, keys and values, where they do not hold those that end it"""
+
+    @property
+    def attention_core(self) -> tuple[str, ...]:
+        return self.own_attention_core or tuple(path.rpartition(".")[0] for path in self.attention)
 
 
 LLAMA = Layout(attention=("self_attn.o_proj",), feed_forward=("mlp.down_proj",), whole_feed_forward=("mlp",))
@@ -36,12 +47,16 @@ BART = Layout(
     feed_forward=("fc2",),
     whole_feed_forward=("fc2",),
     feed_forward_input="fc1",
+    norm_after="final_layer_norm",
 )
+MBART = replace(BART, norm_after=None)
 BERT = Layout(
     attention=("attention.output.dense",),
     feed_forward=("output.dense",),
     whole_feed_forward=("output.dense",),
     feed_forward_input="intermediate.dense",
+    own_attention_core=("attention.self",),
+    norm_after="output.LayerNorm",
 )
 
 LAYOUTS: dict[str, Layout] = {
@@ -60,11 +75,20 @@ LAYOUTS: dict[str, Layout] = {
     "t5": T5,
     "mt5": T5,
     "bart": BART,
-    "mbart": BART,
+    "mbart": MBART,
     "bert": BERT,
     "roberta": BERT,
+    "xlm-roberta": BERT,
 }
 """transformers' `model_type` -> layout"""
+
+
+def norm_after(model: PreTrainedModel) -> str | None:
+    """`Layout.norm_after` of this very model."""
+    if getattr(model.config, "do_layer_norm_before", False):
+        return None  # OPT, all sizes but 350m
+    layout = LAYOUTS.get(model.config.model_type)
+    return layout.norm_after if layout else None
 
 
 class Place(NamedTuple):

@@ -7,7 +7,9 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from tunecli.config.errors import UserError
 from tunecli.config.model import ModelConfig
+from tunecli.config.paths import display
 from tunecli.engine.precision import DTYPES, resolve_precision
 from tunecli.models.load import load_model, load_tokenizer, resolve_path, weight_dtype
 from tunecli.peft_methods.composition import load_adapters
@@ -21,9 +23,22 @@ def load(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         UserError: a run has no result yet, or the model cannot be found.
     """
     source = find_source(str(path))
+    require_one(source)
     model = load_base(source)
     load_adapters(model, source.adapters)
     return model.eval(), tokenizer_of(source)
+
+
+def require_one(source: Source) -> None:
+    """Raises UserError where the adapters are alternatives."""
+    if source.one_for_each_row:
+        folder = source.adapters[0]
+        names = ", ".join(each.name for each in source.adapters)
+        raise UserError(
+            f"its adapters are for different rows ({names}), and one of them is to be named",
+            where=source.path,
+            fix=f"{display(folder)}, for one",
+        )
 
 
 def load_base(source: Source) -> PreTrainedModel:

@@ -37,6 +37,11 @@ class Source:
     run_dir: Path | None = None
 
     @property
+    def one_for_each_row(self) -> bool:
+        """The adapters were trained each on rows of its own: one at a time is on."""
+        return len(self.adapters) > 1 and self.run is not None and self.run.data.adapter_column is not None
+
+    @property
     def started_from(self) -> ModelConfig:
         """What training began with."""
         return self.base if self.run is None or self.adapters else self.run.model

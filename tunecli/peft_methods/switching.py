@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tunecli.config.errors import UserError
-from tunecli.peft_methods.composition import load_adapter
+from tunecli.peft_methods.composition import load_adapter, saved_config
 
 KEEPING_THE_BASE = (None, True, False, "gaussian", "orthogonal", "eva")
 """Values of LoRA's `init_lora_weights` with which injecting it leaves the base's weights as they are."""
@@ -26,8 +26,7 @@ def add_adapter(model: PreTrainedModel, folder: Path, name: str) -> None:
     Raises:
         UserError: it cannot be injected, or it changes weights of the base, which could then not be had back.
     """
-    config = SavedPeftConfig.from_pretrained(str(folder))
-    if _changes_base(config):
+    if changes_base(saved_config(folder)):
         raise UserError(
             "this adapter changes weights of the base model itself (its bias or init_lora_weights says so)",
             where=str(folder),
@@ -54,18 +53,15 @@ def switch_to(model: nn.Module, names: Sequence[str]) -> None:
 
 
 def _switch(module: BaseTunerLayer | AuxiliaryTrainingWrapper, names: list[str]) -> None:
-    if isinstance(module, BaseTunerLayer):
-        module.enable_adapters(bool(names))
-        if names:
-            module.set_adapter(names)
-        return
-    # It holds copies of a module of the base, one for each adapter that has one; at most one of them can be on.
-    own = [name for name in names if name in module._adapters]
+    # The other kind holds copies of a module of the base, one for each adapter that has one; at most one can be on.
+    there = module._all_available_adapter_names() if isinstance(module, BaseTunerLayer) else module._adapters
+    own = [name for name in names if name in there]
     module.enable_adapters(bool(own))
     if own:
         module.set_adapter(own)
 
 
-def _changes_base(config: SavedPeftConfig) -> bool:
+def changes_base(config: SavedPeftConfig) -> bool:
+    """Whether injecting it, or loading it, changes weights of the base."""
     start = getattr(config, "init_lora_weights", None)
     return getattr(config, "bias", "none") != "none" or start not in KEEPING_THE_BASE

@@ -30,6 +30,10 @@ class TunerConfig(peft.PeftConfig):
     modules_to_save: list[str] | None = None
     """modules of the base, such as a new head, that are trained and saved whole"""
 
+    def plain(self) -> TunerConfig:
+        """Of what is left when training is over."""
+        return self
+
 
 class TunerLayer(nn.Module, BaseTunerLayer):
     """A module and the adapters that change what it returns.
@@ -74,6 +78,10 @@ class TunerModel(BaseTuner):
 
     target_module_mapping: dict[str, list[str]] = {}
 
+    def layer_class(self, config: Any, path: str) -> type[TunerLayer]:
+        """What to wrap the module at `path` in: a kind of `tuner_layer_cls`."""
+        return self.tuner_layer_cls
+
     @abstractmethod
     def add_to_layer(self, layer: TunerLayer, adapter_name: str, config: Any, path: str) -> None:
         """Give `layer`, which is at `path`, new parameters."""
@@ -88,8 +96,9 @@ class TunerModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        known = isinstance(target, self.tuner_layer_cls)
-        layer = target if known else self.tuner_layer_cls(target)
+        layer_class = self.layer_class(peft_config, current_key)
+        known = isinstance(target, layer_class)
+        layer = target if known else layer_class(target)
         self.add_to_layer(layer, adapter_name, peft_config, current_key)
         if not known:
             self._replace_module(parent, target_name, layer, target)
@@ -104,6 +113,9 @@ class TunerModel(BaseTuner):
         for container in cls.tuner_layer_cls.adapter_layer_names:
             key = f"{key}.".replace(f".{container}.{adapter_name}.", f".{container}.").removesuffix(".")
         return key
+
+    def _check_tied_modules(self, model: nn.Module, peft_config: TunerConfig) -> None:
+        """peft's own warns that nothing ties what is put on tied embeddings; ours see to it themselves."""
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         """peft's own needs a weight, which composite modules do not have."""
@@ -142,3 +154,18 @@ def device_of(module: nn.Module) -> torch.device | None:
     """Where the parameters of `module` are; None: it has none."""
     parameter = next(module.parameters(), None)
     return None if parameter is None else parameter.device
+
+
+def innermost(wrapper: BaseTunerLayer) -> BaseTunerLayer:
+    """Of wrappers around wrappers, the one that holds the base's own module."""
+    while isinstance(wrapper.base_layer, BaseTunerLayer):
+        wrapper = wrapper.base_layer
+    return wrapper
+
+
+def base_of(wrapper: BaseTunerLayer) -> nn.Module:
+    """The base's own module. peft's `get_base_layer` gives what stands in for it, if a layer says so (`freeze`)."""
+    module: nn.Module = wrapper
+    while isinstance(module, BaseTunerLayer):
+        module = module._modules["base_layer"]
+    return module

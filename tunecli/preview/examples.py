@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tunecli.config.errors import UserError
+from tunecli.config.virtual import FIRST_VIRTUAL
 from tunecli.data.statistics import longest_examples
 
 if TYPE_CHECKING:
@@ -98,7 +99,8 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int], trained: list[boo
 
     A token's text is what it adds to the text of those before it, as spaces and characters depend on them.
     """
-    special = _special_tokens(tokenizer)
+    virtual = {token: f"<v{token - FIRST_VIRTUAL + 1}>" for token in ids if token >= FIRST_VIRTUAL}
+    special = _special_tokens(tokenizer) | virtual
     context = done = 0
     for end in range(1, len(ids) + 1):
         if done < end - 1 and (ids[end - 1] in special or trained[end - 1] != trained[done]):

@@ -64,6 +64,8 @@ class Merging:
     """names or Hub ids; none for a full fine-tuning run"""
     runs: tuple[str, ...] = ()
     """where each of `adapters` comes from, as a person would say; or the full run alone"""
+    weights: tuple[float, ...] = ()
+    """of each of `adapters`; none: 1 each"""
     interpolation: float
     quantization: str
     """storage of the base in training: none, nf4, fp4 or int8"""
@@ -146,13 +148,34 @@ def merged_card(config: RunConfig | None, run_dir: Path | None, folder: Path, me
     return _page(data, title, [("What it is", what), *sections])
 
 
+def sum_card(folder: Path, merging: Merging) -> str:
+    """The card of several LoRAs that were added up to one."""
+    from huggingface_hub import ModelCardData
+
+    path, base = display(folder), public(merging.base)
+    data = ModelCardData(
+        base_model=base,
+        base_model_relation=relation(Result.adapter),
+        library_name="peft",
+        pipeline_tag="text-generation",
+        tags=["tunecli", "lora", "merged"],
+    )
+    rows = [("base model", code(base)), ("sum of", ", ".join(_merged(merging)))]
+    rows.append(("difference to all of them together", f"{merging.difference:.2g} at most, of a logit"))
+    use = usage(Result.adapter, path, weights=[path], tokenizer=path, base=_loadable(merging.base))
+    sections = [("What it is", f"One LoRA for {code(base)}, which does what several do together.")]
+    sections += [("What was added up", _table(("", ""), rows)), (USE, use), ("Limits", LIMITS)]
+    return _page(data, folder.name, sections)
+
+
 def _merged(merging: Merging) -> list[str]:
     """Each adapter, or the full fine-tuning run, and where it comes from."""
     if not merging.adapters:
         return [f"a full fine-tuning run{''.join(f', {run}' for run in merging.runs)}"]
     runs = merging.runs or ("",) * len(merging.adapters)
-    pairs = zip(merging.adapters, runs, strict=True)
-    return [code(name) + (f" of {run}" if run else "") for name, run in pairs]
+    times = [f"{weight:g} times " for weight in merging.weights] or [""] * len(runs)
+    each = zip(times, merging.adapters, runs, strict=True)
+    return [factor + code(name) + (f" of {run}" if run else "") for factor, name, run in each]
 
 
 def _whose(merging: Merging) -> dict[str, str]:
@@ -395,8 +418,13 @@ def _seen(number: int, data: Mapping[str, Any] | None) -> str:
     return f"{number:,} ({f'{share:.0%}' if share >= 0.01 else f'{share:.2%}'} of them)"
 
 
+STARTING = ("method", "init_from", "freeze")
+
+
 def _method(name: str, method: Any) -> str:
-    values = {field.name: getattr(method, field.name) for field in fields(method) if field.name != "method"}
+    values = {field.name: getattr(method, field.name) for field in fields(method) if field.name not in STARTING}
+    if method.init_from is not None:
+        values |= {"init_from": public(method.init_from), "freeze": method.freeze}
     shown = ", ".join(f"{key} {_setting(value)}" for key, value in values.items())
     label = method.method if name == method.method else f"{code(name)} ({method.method})"
     return f"{label}: {shown}" if shown else label

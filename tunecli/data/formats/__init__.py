@@ -12,7 +12,7 @@ from tunecli.config.data_checks import FORMATS as READS
 from tunecli.config.errors import UserError
 from tunecli.config.nearest import did_you_mean
 from tunecli.data.examples import Example, Unusable
-from tunecli.data.formats import alpaca, custom, messages, prompt_completion, sharegpt, text
+from tunecli.data.formats import alpaca, custom, messages, prompt_completion, row, sharegpt, text
 from tunecli.data.formats.columns import mapped, missing, no_column
 from tunecli.data.formats.detect import candidates
 
@@ -22,6 +22,7 @@ FORMATS: dict[str, Callable[[dict[str, Any]], Example]] = {
     "alpaca": alpaca.convert,
     "prompt_completion": prompt_completion.convert,
     "text": text.convert,
+    "columns": row.convert,
 }
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from tunecli.config.errors import UserError
 from tunecli.config.nearest import did_you_mean
-from tunecli.data.examples import Example, Messages, PromptCompletion, Text, Unusable
+from tunecli.data.examples import Columns, Example, Messages, PromptCompletion, Text, Unusable
 from tunecli.data.formats.turns import check_order, read_tools, read_turns
 
 PREFIX = "custom:"
@@ -72,6 +72,8 @@ def call(name: str, values: dict[str, Any]) -> Example | dict[str, Any]:
 
 
 def _is_text(found: Any) -> bool:
+    if isinstance(found, Columns):
+        return all(isinstance(text, str) for text in found.values.values())
     return isinstance(found, PromptCompletion | Text) and all(isinstance(text, str) for text in astuple(found))
 
 

@@ -1,0 +1,251 @@
+"""Entries of the `peft` group that start from trained weights: `init_from`, and with `freeze` stay as they are.
+
+A run is self-contained: what its entries start from is copied into its directory before anything else happens, and
+`config.yaml` states the structure that the copies have. So it is resumed and loaded although what it began with has
+moved or is gone.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, fields, replace
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from tunecli.config.errors import ConfigError, Problem, UserError
+from tunecli.config.model import ModelConfig
+from tunecli.config.paths import display
+from tunecli.config.peft import LoraConfig, PeftConfig
+from tunecli.config.run import RunConfig, to_yaml
+from tunecli.engine.checkpoint import write_atomically
+from tunecli.peft_methods.composition import saved_config
+from tunecli.peft_methods.source import ADAPTER, Source, find_source
+from tunecli.peft_methods.switching import changes_base
+
+FOLDER = "start"
+"""In a run directory: a peft folder for each entry with `init_from`."""
+WEIGHTS = "adapter_model.safetensors"
+NOT_STRUCTURE = ("method", "init_from", "freeze")
+PEFT_TYPES = {
+    **dict.fromkeys(("houlsby", "pfeiffer", "parallel"), "BOTTLENECK"),
+    **dict.fromkeys(("prompt_tuning", "p_tuning"), "VIRTUAL_TOKENS"),
+    **dict.fromkeys(("prefix_tuning", "p_tuning_v2"), "PREFIX_KV"),
+}
+"""method -> peft's type, where that is not its name in capitals"""
+
+
+AS_WELL = (("prefix_tuning", "p_tuning_v2"),)
+"""A checkpoint of the first may start the second: a result keeps the prefixes alone (Liu et al., 2022, train them for
+several tasks first)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    folder: Path
+    """peft folder"""
+    entry: PeftConfig
+    """with the structure of what is in the folder"""
+
+
+def put_starts_in_place(config: RunConfig, run_dir: Path) -> RunConfig:
+    """Copy what entries start from into `run_dir`, where that is not done yet, and write down their structure.
+
+    Returns:
+        `config` with that structure, as `config.yaml` now has it.
+
+    Raises:
+        ConfigError: all entries whose start cannot be had or does not fit, before any weight is loaded.
+    """
+    missing = [name for name, place in start_folders(config, run_dir).items() if not place.is_dir()]
+    if not missing:
+        return config
+    starts = find_starts(config, missing)
+    config = replace(config, peft=config.peft | {name: start.entry for name, start in starts.items()})
+    write_atomically(run_dir / "config.yaml", to_yaml(config))
+    for name, start in starts.items():
+        _copy(start.folder, run_dir / FOLDER / name)
+    return config
+
+
+def start_folders(config: RunConfig, run_dir: Path) -> dict[str, Path]:
+    """Where the copies are, by entry."""
+    return {name: run_dir / FOLDER / name for name, entry in config.peft.items() if entry.init_from is not None}
+
+
+def find_starts(config: RunConfig, names: list[str] | None = None) -> dict[str, Start]:
+    """What the entries `names` (None: all that have one) start from.
+
+    Raises:
+        ConfigError: all that is wrong with them at once.
+    """
+    found: dict[str, Start] = {}
+    problems: list[Problem] = []
+    for name, entry in config.peft.items():
+        if entry.init_from is None or (names is not None and name not in names):
+            continue
+        try:
+            found[name] = _find_start(name, entry, config.model)
+        except ConfigError as error:
+            problems += error.problems
+        except UserError as error:
+            problems.append(Problem(error.where, error.what, error.fix))
+    if problems:
+        raise ConfigError(problems)
+    return found
+
+
+def _find_start(name: str, entry: PeftConfig, model: ModelConfig) -> Start:
+    key = f"peft.{name}.init_from"
+    assert entry.init_from is not None
+    try:
+        source = find_source(entry.init_from)
+    except UserError as error:
+        raise UserError(f"{entry.init_from} {error.what}", where=key, fix=error.fix) from error
+    if not source.adapters:
+        raise UserError(
+            f"{entry.init_from} is a whole model, no adapter", where=key, fix=f"model.path={entry.init_from}"
+        )
+    _check_base(key, source, model)
+    folder = _choose(name, source)
+    _check_folder(key, folder)
+    return Start(folder, _followed(name, entry, folder, source))
+
+
+def _check_base(key: str, source: Source, model: ModelConfig) -> None:
+    """Raises UserError when it belongs to another base, or was trained on one in another quantisation."""
+    here = Source("", model, adapters=source.adapters)
+    if source.base_key[:2] != here.base_key[:2]:
+        there = source.base
+        revision = f" model.revision={there.revision}" if there.revision else ""
+        raise UserError(
+            f"{source.path} belongs to the base model {there.path}, not to this run's {model.path}",
+            where=key,
+            fix=f"model.path={there.path}{revision}, or what was trained on {model.path}",
+        )
+    if source.run is not None and source.base_key != here.base_key:
+        kind = source.base.quantization.value
+        raise UserError(
+            f"{source.path} was trained with model.quantization={kind}, this run has {model.quantization.value}",
+            where=key,
+            fix=f"model.quantization={kind}",
+        )
+
+
+def _choose(name: str, source: Source) -> Path:
+    """The adapter of the entry's own name, or the only one."""
+    folders = {folder.name: folder for folder in source.adapters}
+    if len(source.adapters) == 1:
+        return source.adapters[0]
+    if name not in folders:
+        first = next(iter(folders.values()))
+        raise UserError(
+            f"{source.path} holds several adapters, and none is called {name}: {', '.join(folders)}",
+            where=f"peft.{name}.init_from",
+            fix=f"name one of them: peft.{name}.init_from={display(first)}",
+        )
+    return folders[name]
+
+
+def _check_folder(key: str, folder: Path) -> None:
+    """Raises UserError for what could be loaded, but not trained or frozen as an entry of its own."""
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(f"there is no {WEIGHTS} in {folder}", where=key, fix="save the adapter as safetensors")
+    saved = saved_config(folder)
+    if changes_base(saved) or getattr(saved, "modules_to_save", None):
+        raise UserError(
+            f"{folder} holds weights of the base model too (its bias, init_lora_weights or modules_to_save says so)",
+            where=key,
+            fix="tune merge it into the base, and name the merged model: model.path=...",
+        )
+
+
+def _followed(name: str, entry: PeftConfig, folder: Path, source: Source) -> PeftConfig:
+    """`entry` with the structure of the checkpoint.
+
+    Raises:
+        ConfigError: the entry states something else. A value that is the method's default counts as not stated.
+    """
+    if source.run is not None and not _saved_in_another_form(source.run.peft[folder.name]):
+        saved = source.run.peft[folder.name]
+        method, there = saved.method, {field.name: getattr(saved, field.name) for field in fields(saved)}
+    else:
+        there = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
+        same = there["peft_type"] == PEFT_TYPES.get(entry.method, entry.method.upper())
+        method = entry.method if same else there["peft_type"].lower()
+    if method != entry.method and (method, entry.method) not in AS_WELL:
+        raise UserError(
+            f"is of the method {entry.method}, but {folder} is of {method}",
+            where=f"peft.{name}",
+            fix=f"+peft@peft.{name}={method}, in place of {entry.method}",
+        )
+    own = [field for field in fields(entry) if field.name not in NOT_STRUCTURE]
+    problems = [problem for field in own if (problem := _differs(name, entry, field, there, source))]
+    if problems:
+        raise ConfigError(problems)
+    return replace(entry, **{field.name: _typed(field, there, entry) for field in own})
+
+
+def _saved_in_another_form(entry: PeftConfig) -> bool:
+    """PiSSA and OLoRA take a part of the base, and are saved as a LoRA of twice the rank on the whole of it."""
+    return isinstance(entry, LoraConfig) and entry.init_lora_weights.changes_base
+
+
+def _differs(
+    name: str, entry: PeftConfig, field: Field[Any], there: Mapping[str, Any], source: Source
+) -> Problem | None:
+    stated = getattr(entry, field.name)
+    if stated == _default(field):
+        return None
+    key = f"peft.{name}.{field.name}"
+    if field.name not in there:
+        return Problem(key, f"is {_shown(stated)}, but {source.path} decides it and does not say", "leave it out")
+    saved = _typed(field, there, entry)
+    if saved == stated or (isinstance(stated, list) and _same_names(stated, saved)):
+        return None
+    what = f"is {_shown(stated)}, but {source.path} was trained with {_shown(saved)}"
+    return Problem(key, what, f"{key}={_shown(saved)}, or leave it out: init_from decides it")
+
+
+def _default(field: Field[Any]) -> Any:
+    return field.default_factory() if callable(field.default_factory) else field.default
+
+
+def _typed(field: Field[Any], there: Mapping[str, Any], entry: PeftConfig) -> Any:
+    """The checkpoint's value in our type; the entry's own where the checkpoint says nothing that we know."""
+    own, saved = getattr(entry, field.name), there.get(field.name)
+    if saved is None or isinstance(saved, Enum):
+        return own if field.name not in there else saved
+    if isinstance(own, Enum):
+        known = {member.value: member for member in type(own)}
+        return known.get(saved, own) if isinstance(saved, str) else own
+    return [saved] if isinstance(own, list) and isinstance(saved, str) else saved
+
+
+def _same_names(stated: list[str], saved: list[str]) -> bool:
+    """Whether the ends of names that were stated are those of the layers that were adapted."""
+    return all(any(_ends(layer, end) for end in stated) for layer in saved) and all(
+        any(_ends(layer, end) for layer in saved) for end in stated
+    )
+
+
+def _ends(layer: str, end: str) -> bool:
+    return f".{layer}".endswith(f".{end}")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Enum):
+        return str(value.value)
+    return f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)
+
+
+def _copy(folder: Path, place: Path) -> None:
+    """All of it or nothing, whenever the run is killed."""
+    beside = place.with_name(f".{place.name}.partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    for name in (ADAPTER, WEIGHTS):
+        shutil.copyfile(folder / name, beside / name)
+    beside.rename(place)
