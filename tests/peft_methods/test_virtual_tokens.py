@@ -97,8 +97,7 @@ class TestStarts:
         words = words_of(model)
         rows = rows_of(model, PromptTuningConfig(num_virtual_tokens=COUNT, init_top_k=top_k), tokenizer=tokenizer)
         drawn = [int((words == row).all(1).nonzero()) for row in rows]
-        texts = {token: tokenizer.decode([token]) for token in range(96) if token not in tokenizer.all_special_ids}
-        frequent = [token for token, text in texts.items() if len(text) > 1 and any(map(str.isalpha, text))][:top_k]
+        frequent = [token for token in range(13, 96) if token != 17][:top_k]  # before: special and unused; 17: "."
         assert len(set(drawn)) == COUNT and set(drawn) <= set(frequent)
 
     def test_the_seed_alone_decides(self) -> None:
