@@ -12,7 +12,8 @@ from tunecli.config.compose import Composed, compose_run
 from tunecli.config.run import RunConfig
 from tunecli.engine.environment import describe_environment
 from tunecli.models.load import load_model, load_tokenizer
-from tunecli.peft_methods.composition import inject, save_adapters
+from tunecli.peft_methods.composition import inject
+from tunecli.peft_methods.saving import save_adapters
 from tunecli.report.card import write_card
 
 DATA = {"examples": 50, "trained_tokens": 912}

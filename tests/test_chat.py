@@ -39,7 +39,8 @@ from tunecli.data.templates import apply_chat_template_choice
 from tunecli.data.tokenize import Encoding, tokenize
 from tunecli.models.builtin import byte_tokenizer, materialize
 from tunecli.models.load import load_model
-from tunecli.peft_methods.composition import inject, save_adapters
+from tunecli.peft_methods.composition import inject
+from tunecli.peft_methods.saving import save_adapters
 from tunecli.peft_methods.source import find_source
 
 SYSTEM = {"role": "system", "content": "Answer in one word."}

@@ -17,7 +17,8 @@ from tunecli.config.peft import LoraConfig, PeftConfig, PromptInit, PromptTuning
 from tunecli.models.builtin import PREFIX, byte_tokenizer
 from tunecli.models.load import load_model, resolve_path
 from tunecli.neighbours import neighbours
-from tunecli.peft_methods.composition import inject, save_adapters
+from tunecli.peft_methods.composition import inject
+from tunecli.peft_methods.saving import save_adapters
 
 BASE = f"{PREFIX}tiny_llama"
 TEXT = "Review"

@@ -59,14 +59,9 @@ from tunecli.models.load import load_model, load_tokenizer, num_parameters, reso
 from tunecli.models.policy import ONEDNN_MULTIPLE, Policy
 from tunecli.models.self_test import choose_policy
 from tunecli.peft_methods.by_row import route_rows
-from tunecli.peft_methods.composition import (
-    adapter_name,
-    inject,
-    leave_casts_to_autocast,
-    rate_factors,
-    save_adapters,
-    step_hooks,
-)
+from tunecli.peft_methods.composition import inject, rate_factors, step_hooks
+from tunecli.peft_methods.injection import adapter_name, leave_casts_to_autocast
+from tunecli.peft_methods.saving import save_adapters
 from tunecli.peft_methods.starting import put_starts_in_place, start_folders
 from tunecli.peft_methods.token_ids import places_of_virtual_tokens
 from tunecli.report.card import write_card

@@ -34,7 +34,9 @@ from tunecli.engine.batch import Batch
 from tunecli.engine.optim import build_optimizer, build_scheduler
 from tunecli.engine.recorder import peak_memory_bytes
 from tunecli.engine.step_hook import StepHook
-from tunecli.peft_methods.composition import inject, leave_casts_to_autocast, rate_factors, save_adapters, step_hooks
+from tunecli.peft_methods.composition import inject, rate_factors, step_hooks
+from tunecli.peft_methods.injection import leave_casts_to_autocast
+from tunecli.peft_methods.saving import save_adapters
 from tunecli.peft_methods.token_ids import token_ids
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"

@@ -26,7 +26,8 @@ from tunecli.engine.optim import build_optimizer, build_scheduler
 from tunecli.engine.recorder import Recorder
 from tunecli.engine.signals import StopSignal
 from tunecli.models.self_test import choose_policy
-from tunecli.peft_methods.composition import inject, save_adapters, step_hooks
+from tunecli.peft_methods.composition import inject, step_hooks
+from tunecli.peft_methods.saving import save_adapters
 from tunecli.peft_methods.token_ids import token_ids
 from tunecli.stages.sft import SFT
 

@@ -19,7 +19,8 @@ from tunecli.config.compose import compose_run
 from tunecli.config.peft import AdaLoraConfig, BitFitConfig, HoulsbyConfig, Ia3Config, LoraConfig, PeftConfig
 from tunecli.config.peft_checks import schedule_problems
 from tunecli.engine.step_hook import StepHook, hook_state, restore_hooks
-from tunecli.peft_methods.composition import inject, load_adapters, save_adapters, step_hooks
+from tunecli.peft_methods.composition import inject, step_hooks
+from tunecli.peft_methods.saving import load_adapters, save_adapters
 
 STEPS = 14
 CONFIG = AdaLoraConfig(init_r=6, target_r=3, tinit=2, tfinal=4, deltaT=3, lora_alpha=64)

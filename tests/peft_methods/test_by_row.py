@@ -34,7 +34,8 @@ from tunecli.models.builtin import byte_tokenizer
 from tunecli.models.load import load_model
 from tunecli.models.policy import Policy, use_packed_attention
 from tunecli.peft_methods.by_row import route_rows
-from tunecli.peft_methods.composition import activate, adapter_name, inject
+from tunecli.peft_methods.composition import inject
+from tunecli.peft_methods.injection import activate, adapter_name
 from tunecli.peft_methods.token_ids import places_of_virtual_tokens
 
 KINDS: dict[str, dict[str, PeftConfig]] = {

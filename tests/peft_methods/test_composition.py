@@ -29,7 +29,9 @@ from tunecli.config.peft import (
 )
 from tunecli.config.peft_facts import FACTS, NOT_SUPPORTED
 from tunecli.peft_methods import METHODS, WITH_VIRTUAL_TOKENS
-from tunecli.peft_methods.composition import activate, inject, load_adapters, save_adapters
+from tunecli.peft_methods.composition import inject
+from tunecli.peft_methods.injection import activate
+from tunecli.peft_methods.saving import load_adapters, save_adapters
 
 SOME = [("llama", "causal_lm"), ("gpt2", "causal_lm"), ("t5", "seq2seq"), ("bert", "classification")]
 IDS = torch.randint(4, 90, (2, 9), generator=torch.Generator().manual_seed(0))

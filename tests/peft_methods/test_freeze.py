@@ -25,8 +25,10 @@ from tunecli.config.peft import BitFitConfig, FreezeConfig, LoraConfig
 from tunecli.data.batching import collate
 from tunecli.merge import merge
 from tunecli.models.policy import Policy, use_packed_attention
-from tunecli.peft_methods.composition import activate, add, inject, load_adapter, load_adapters, save_adapters
+from tunecli.peft_methods.composition import inject
 from tunecli.peft_methods.freeze import FreezeLayer, peft_config
+from tunecli.peft_methods.injection import activate, add
+from tunecli.peft_methods.saving import load_adapter, load_adapters, save_adapters
 
 EVERYTHING = FreezeConfig(patterns=[""])
 ARCHITECTURES = [

@@ -34,7 +34,8 @@ from tunecli.config.peft_facts import FACTS
 from tunecli.data.batching import collate
 from tunecli.models.load import load_model
 from tunecli.models.policy import Policy, use_packed_attention
-from tunecli.peft_methods.composition import inject, load_adapters, save_adapters
+from tunecli.peft_methods.composition import inject
+from tunecli.peft_methods.saving import load_adapters, save_adapters
 from tunecli.peft_methods.token_ids import token_ids
 
 SMALL = {

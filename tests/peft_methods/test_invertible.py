@@ -27,8 +27,10 @@ from tunecli.config.peft import (
     PfeifferConfig,
 )
 from tunecli.peft_methods.bottleneck import start
-from tunecli.peft_methods.composition import activate, inject, load_adapters, save_adapters
+from tunecli.peft_methods.composition import inject
+from tunecli.peft_methods.injection import activate
 from tunecli.peft_methods.invertible import CoupledEmbedding, CoupledHead, Coupling
+from tunecli.peft_methods.saving import load_adapters, save_adapters
 
 MADX = PfeifferConfig(bottleneck_size=8, invertible=True)
 IDS = torch.randint(4, 90, (2, 9), generator=torch.Generator().manual_seed(0))

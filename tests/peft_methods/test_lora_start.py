@@ -23,7 +23,8 @@ from tunecli.config.peft import Ia3Config, LoraConfig, LoraInit
 from tunecli.data.batching import collate
 from tunecli.engine.batch import Batch
 from tunecli.models.policy import use_packed_attention
-from tunecli.peft_methods.composition import inject, load_adapters, save_adapters
+from tunecli.peft_methods.composition import inject
+from tunecli.peft_methods.saving import load_adapters, save_adapters
 
 CHANGING = [init for init in LoraInit if init.changes_base]
 MODELS = [("llama", "causal_lm"), ("gpt2", "causal_lm"), ("t5", "seq2seq"), ("bert", "classification")]

@@ -21,8 +21,9 @@ from tunecli.config.errors import UserError
 from tunecli.config.peft import Attention, DeepPromptConfig, PrefixTuningConfig, PTuningV2Config
 from tunecli.engine.checkpoint import trainable_state
 from tunecli.models.attention import PREFIXES
-from tunecli.peft_methods.composition import inject, load_adapters, save_adapters
+from tunecli.peft_methods.composition import inject
 from tunecli.peft_methods.prefix import Prefix, PrefixLayer
+from tunecli.peft_methods.saving import load_adapters, save_adapters
 from tunecli.peft_methods.switching import add_adapter, switch_to
 from tunecli.run import main
 

@@ -26,7 +26,8 @@ from tunecli.config.peft_checks import ONCE
 from tunecli.config.peft_facts import FACTS
 from tunecli.config.run import RunConfig, to_yaml
 from tunecli.models.load import load_model
-from tunecli.peft_methods.composition import inject, save_adapters, trained_off
+from tunecli.peft_methods.composition import inject, trained_off
+from tunecli.peft_methods.saving import save_adapters
 from tunecli.peft_methods.starting import find_starts, put_starts_in_place, start_folders
 
 IDS = torch.randint(4, 200, (2, 9), generator=torch.Generator().manual_seed(0))

@@ -14,7 +14,8 @@ from tuners import disturbed, text_logits
 from tests.peft_methods.test_grid import SMALL
 from tunecli.config.errors import UserError
 from tunecli.config.peft import PEFT_SCHEMAS
-from tunecli.peft_methods.composition import inject, load_adapters, save_adapters
+from tunecli.peft_methods.composition import inject
+from tunecli.peft_methods.saving import load_adapters, save_adapters
 from tunecli.peft_methods.switching import add_adapter, switch_to
 
 IDS = torch.randint(4, 90, (2, 9), generator=torch.Generator().manual_seed(0))

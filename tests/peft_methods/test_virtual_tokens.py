@@ -25,8 +25,9 @@ from tunecli.data.examples import Columns
 from tunecli.data.text_encoder import TextEncoder
 from tunecli.data.tokens import Encoding
 from tunecli.data.virtual import filled
-from tunecli.peft_methods.composition import inject, save_adapters
+from tunecli.peft_methods.composition import inject
 from tunecli.peft_methods.prompt_encoder import PromptEncoder
+from tunecli.peft_methods.saving import save_adapters
 from tunecli.peft_methods.token_ids import places_of_virtual_tokens, token_ids
 from tunecli.peft_methods.virtual_tokens import VirtualTokens, VirtualTokensLayer
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from peft import PeftConfig
 
 from tunecli.config.errors import UserError
-from tunecli.peft_methods.composition import saved_config
 from tunecli.peft_methods.loading import require_one
+from tunecli.peft_methods.saving import saved_config
 from tunecli.peft_methods.source import ADAPTER, Source, find_source
 
 UNMERGEABLE = {

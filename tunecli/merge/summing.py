@@ -21,8 +21,9 @@ from tunecli.merge.comparison import difference, logits
 from tunecli.merge.inputs import Inputs
 from tunecli.merge.weights import Expected, put_in
 from tunecli.models.load import resolve_path
-from tunecli.peft_methods.composition import PLAIN_PEFT, activate, load_adapter
+from tunecli.peft_methods.injection import activate
 from tunecli.peft_methods.loading import load_base
+from tunecli.peft_methods.saving import PLAIN_PEFT, load_adapter
 
 
 @torch.no_grad()

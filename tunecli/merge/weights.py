@@ -21,9 +21,10 @@ from tunecli.config.model import Quantization
 from tunecli.merge.comparison import difference, logits
 from tunecli.merge.inputs import Inputs, by_kind, kind_of
 from tunecli.models.load import load_model
-from tunecli.peft_methods.composition import activate, load_adapter
 from tunecli.peft_methods.freeze import FreezeLayer
+from tunecli.peft_methods.injection import activate
 from tunecli.peft_methods.loading import device, dtype_of, load_base
+from tunecli.peft_methods.saving import load_adapter
 from tunecli.peft_methods.source import Source
 
 EXACT = 1e-4

@@ -12,7 +12,7 @@ from tunecli.config.model import ModelConfig
 from tunecli.config.paths import display
 from tunecli.engine.precision import DTYPES, resolve_precision
 from tunecli.models.load import load_model, load_tokenizer, resolve_path, weight_dtype
-from tunecli.peft_methods.composition import load_adapters
+from tunecli.peft_methods.saving import load_adapters
 from tunecli.peft_methods.source import Source, find_source
 
 

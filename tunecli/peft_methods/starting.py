@@ -21,7 +21,7 @@ from tunecli.config.paths import display
 from tunecli.config.peft import LoraConfig, PeftConfig
 from tunecli.config.run import RunConfig, to_yaml
 from tunecli.engine.checkpoint import write_atomically
-from tunecli.peft_methods.composition import saved_config
+from tunecli.peft_methods.saving import saved_config
 from tunecli.peft_methods.source import ADAPTER, Source, find_source
 from tunecli.peft_methods.switching import changes_base
 

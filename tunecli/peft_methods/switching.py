@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tunecli.config.errors import UserError
-from tunecli.peft_methods.composition import load_adapter, saved_config
+from tunecli.peft_methods.saving import load_adapter, saved_config
 
 KEEPING_THE_BASE = (None, True, False, "gaussian", "orthogonal", "eva")
 """Values of LoRA's `init_lora_weights` with which injecting it leaves the base's weights as they are."""
