@@ -247,6 +247,22 @@ def test_what_has_no_counterpart_is_listed_with_its_value(recipe):
     assert draft.unneeded == ["plot_loss"] and config.train.optimizer.value == "adamw"
 
 
+def test_variants_of_lora(recipe):
+    theirs = {"use_dora": True, "use_rslora": True, "loraplus_lr_ratio": 16, "pissa_init": True, "pissa_iter": 16}
+    lora = recipe(FACTORY | theirs)[1].peft["lora"]
+    assert lora.use_dora and lora.use_rslora and lora.loraplus_lr_ratio == 16
+    assert lora.init_lora_weights.value == "pissa_niter_16"
+    assert recipe(FACTORY | {"pissa_init": True, "pissa_iter": -1})[1].peft["lora"].init_lora_weights.value == "pissa"
+    theirs = {"adapter": "lora", "lora_r": 8, "lora_alpha": 16, "lora_target_linear": True, "peft_use_dora": True}
+    theirs |= {"peft_use_rslora": True, "loraplus_lr_ratio": 4, "peft_init_lora_weights": "olora"}
+    lora = recipe(AXOLOTL | theirs | {"lora_rank_pattern": {"q_proj": 4}})[1].peft["lora"]
+    assert lora.use_dora and lora.use_rslora and lora.loraplus_lr_ratio == 4 and lora.rank_pattern == {"q_proj": 4}
+    assert lora.init_lora_weights.value == "olora"
+    draft, config = recipe(AXOLOTL | theirs | {"peft_init_lora_weights": "loftq"})
+    assert noted(draft, "peft_init_lora_weights = loftq")
+    assert config.peft["lora"].init_lora_weights.value == "default"
+
+
 def test_keys_that_are_off_are_not_listed(recipe):
     draft, _ = recipe(FACTORY | {"deepspeed": None, "use_dora": False, "report_to": "none", "push_to_hub": False})
     assert draft.notes == [

@@ -13,6 +13,7 @@ from tunecli.foreign.draft import Draft
 from tunecli.foreign.settings import Settings, show
 
 ADAPTERS = ("lora", "qlora")
+STARTS = ("gaussian", "pissa", "pissa_niter_16", "olora", "eva")
 OTHER_TRAINING = (
     *("rl", "reward_model", "process_reward_model", "num_labels", "unfrozen_parameters", "relora", "lisa_n_layers"),
     *("qat", "gptq", "fp8", "use_eaft", "reinit_weights", "trainer_cls", "diffusion", "kd_trainer", "ebft"),
@@ -52,8 +53,8 @@ NEW_TOKENS = "no counterpart: the tokenizer stays as it is"
 WITHOUT = {
     "lora_model_dir": "no counterpart: merge it into the model and name that in model.path",
     "lora_modules_to_save": "no counterpart yet: only the LoRA layers are trained",
-    **dict.fromkeys(("peft_use_dora", "peft_use_rslora", "peft_", "peft", "loraplus_", "lora_rank_pattern"), NOT_YET),
-    **dict.fromkeys(("lora_alpha_pattern", "lora_target_parameters", "lora_exclude_modules"), NOT_YET),
+    **dict.fromkeys(("peft_", "peft", "lora_target_parameters", "lora_exclude_modules"), NOT_YET),
+    "loraplus_lr_embedding": "no counterpart: embeddings are not trained",
     "bnb_config_kwargs": "model.quantization (nf4, fp4, int8) and model.double_quantization are what can be set",
     **dict.fromkeys(("special_tokens", "tokens", "added_tokens_overrides", "tokenizer_config"), NEW_TOKENS),
     **dict.fromkeys(("resize_token_embeddings_to_32x", "shrink_embeddings"), NEW_TOKENS),
@@ -134,6 +135,14 @@ def _adapter(settings: Settings, draft: Draft) -> None:
     draft.lora = settings.take("adapter") is not None
     r, alpha, dropout = (settings.number(key) for key in ("lora_r", "lora_alpha", "lora_dropout"))
     linear, targets = settings.flag("lora_target_linear"), settings.take("lora_target_modules", [])
+    variants = {
+        "use_dora": settings.flag("peft_use_dora") or None,
+        "use_rslora": settings.flag("peft_use_rslora") or None,
+        "loraplus_lr_ratio": settings.number("loraplus_lr_ratio"),
+        "rank_pattern": settings.take("lora_rank_pattern"),
+        "alpha_pattern": settings.take("lora_alpha_pattern"),
+        "init_lora_weights": _start(settings, draft),
+    }
     if not draft.lora:
         return
     if r is None or alpha is None:
@@ -142,6 +151,8 @@ def _adapter(settings: Settings, draft: Draft) -> None:
     draft.set("peft.lora.r", int(r))
     draft.set("peft.lora.lora_alpha", alpha)
     draft.set("peft.lora.lora_dropout", dropout)
+    for name, value in variants.items():
+        draft.set(f"peft.lora.{name}", value)
     named = isinstance(targets, list) and targets and not linear
     draft.set("peft.lora.target_modules", targets if named else ["all-linear"])
     if named:
@@ -152,6 +163,14 @@ def _adapter(settings: Settings, draft: Draft) -> None:
         )
     elif not linear:
         draft.notes.append("no lora_target_modules: every linear layer but the head is trained")
+
+
+def _start(settings: Settings, draft: Draft) -> str | None:
+    start = settings.take("peft_init_lora_weights")
+    if start is None or start is True or start in STARTS:
+        return None if start in (None, True) else str(start)
+    draft.notes.append(f"peft_init_lora_weights = {show(start)}: no counterpart; A is random and B zero")
+    return None
 
 
 def _length(settings: Settings, draft: Draft) -> None:

@@ -41,13 +41,13 @@ UNNEEDED = (
     *("flash_attn", "use_unsloth", "use_unsloth_gc", "enable_liger_kernel", "use_v1_kernels", "optim_target_modules"),
     *("print_param_status", "upcast_layernorm", "upcast_lmhead_output", "save_on_each_node"),
 )
-NOT_YET = "no counterpart yet: plain LoRA is trained"
 NO_OPTIMIZER = "no counterpart: adamw is used, which may want another learning rate"
 NEW_TOKENS = "no counterpart: the tokenizer stays as it is"
 WITHOUT = {
     "adapter_name_or_path": "no counterpart: merge it into the model and name that in model.path",
     "additional_target": "no counterpart yet: only the LoRA layers are trained",
-    **dict.fromkeys(("use_dora", "use_rslora", "pissa_", "loraplus_"), NOT_YET),
+    "pissa_convert": "PiSSA is always saved as a plain LoRA on the untouched base",
+    "loraplus_lr_embedding": "no counterpart: embeddings are not trained",
     **dict.fromkeys(("use_galore", "use_apollo", "use_badam", "use_adam_mini", "use_muon"), NO_OPTIMIZER),
     **dict.fromkeys(("galore_", "apollo_", "badam_"), "belongs to an optimizer that we do not have"),
     **dict.fromkeys(("add_tokens", "add_special_tokens", "new_special_tokens_config", "resize_vocab"), NEW_TOKENS),
@@ -120,11 +120,20 @@ def _adapter(settings: Settings, draft: Draft) -> None:
     draft.lora = settings.take("finetuning_type") == "lora"
     r, alpha, dropout = settings.count("lora_rank", 8), settings.number("lora_alpha"), settings.number("lora_dropout")
     targets = settings.words("lora_target")
-    if draft.lora:
-        draft.set("peft.lora.r", r)
-        draft.set("peft.lora.lora_alpha", alpha or 2 * (r or 8))
-        draft.set("peft.lora.lora_dropout", dropout)
-        draft.set("peft.lora.target_modules", ["all-linear"] if targets in ([], ["all"]) else targets)
+    dora, rslora = settings.flag("use_dora"), settings.flag("use_rslora")
+    pissa, rounds = settings.flag("pissa_init"), settings.count("pissa_iter", 16)
+    ratio = settings.number("loraplus_lr_ratio")
+    if not draft.lora:
+        return
+    draft.set("peft.lora.r", r)
+    draft.set("peft.lora.lora_alpha", alpha or 2 * (r or 8))
+    draft.set("peft.lora.lora_dropout", dropout)
+    draft.set("peft.lora.target_modules", ["all-linear"] if targets in ([], ["all"]) else targets)
+    draft.set("peft.lora.use_dora", dora or None)
+    draft.set("peft.lora.use_rslora", rslora or None)
+    draft.set("peft.lora.loraplus_lr_ratio", ratio)
+    if pissa:
+        draft.set("peft.lora.init_lora_weights", "pissa" if rounds == -1 else "pissa_niter_16")
 
 
 def _data(settings: Settings, draft: Draft, stage: str) -> None:
