@@ -13,4 +13,4 @@ echo "test: ruff format --check"
 echo "test: mypy"
 .venv/bin/mypy
 echo "test: pytest $*"
-.venv/bin/pytest --numprocesses auto --maxprocesses 8 --dist loadfile "$@"
+.venv/bin/pytest --numprocesses auto --maxprocesses 8 --dist worksteal "$@"

@@ -31,7 +31,6 @@ CASES = {
     "virtual-tokens-and-prefixes": ["recipe=smoke_sft_lora", "peft=[p_tuning,prefix_tuning]"],
     "lora-bf16": ["recipe=smoke_sft_lora", DROPOUT, "train.precision=bf16"],
     "pissa": ["recipe=smoke_sft_lora", DROPOUT, "peft.lora.init_lora_weights=pissa"],
-    "pissa-bf16": ["recipe=smoke_sft_lora", "peft.lora.init_lora_weights=pissa", "train.precision=bf16"],
     "eva-lora-plus": ["recipe=smoke_sft_lora", "peft.lora.init_lora_weights=eva", "peft.lora.loraplus_lr_ratio=8"],
     "adalora": ["recipe=smoke_sft_lora", "peft=adalora", *ADALORA],
     "adalora-two-processes": ["recipe=smoke_sft_lora", "peft=adalora", *ADALORA, *TWO],
