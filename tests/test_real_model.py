@@ -41,7 +41,7 @@ def reviews(assets: Path, tokenizer) -> Mixture:
 
 
 def test_the_answer_and_its_end_are_what_is_learnt(reviews: Mixture, tokenizer) -> None:
-    answers = {tokenizer.decode(ids[trained]) for ids, trained in (reviews[i] for i in range(len(reviews)))}
+    answers = {tokenizer.decode(each.input_ids[each.trained]) for each in (reviews[i] for i in range(len(reviews)))}
     assert answers == {"positive<|im_end|>", "negative<|im_end|>"}
 
 

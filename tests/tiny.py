@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import transformers as T
-from torch import Tensor
 
 from tunecli.data.batching import Batching
+from tunecli.data.encoded import Encoded
 
 VOCABULARY = 96
 SPECIAL = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
@@ -75,11 +75,11 @@ class RandomExamples:
     def __len__(self) -> int:
         return len(self._ids)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, index: int) -> Encoded:
         ids = self._ids[index]
         start = len(self.virtual) + max(len(ids) // 2, 1)
         ids = torch.cat([self.virtual, ids])
-        return ids, torch.arange(len(ids)) >= start
+        return Encoded(ids, np.array([[start, len(ids)]]))
 
     def origin(self, index: int) -> str:
         return f"random row {index + 1}"

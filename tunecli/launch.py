@@ -30,6 +30,7 @@ from tunecli.config.errors import ConfigError, Problem, UserError
 from tunecli.config.launch import Strategy
 from tunecli.config.origins import find_origins
 from tunecli.config.paths import display, point_latest_at
+from tunecli.config.peft import HEAD, FreezeConfig
 from tunecli.config.run import RunConfig, to_yaml
 from tunecli.config.run_lock import lock_run
 from tunecli.config.train import Precision
@@ -195,6 +196,7 @@ def _resolve(config: RunConfig, run_dir: Path) -> RunConfig:
     """Fill in what depends on this machine, so that every rank and every resume reads the same."""
     if config.launch.strategy is Strategy.ddp and visible_gpus() == 0:
         raise UserError("there is no GPU here", where="launch.strategy", fix="launch=cpu, or launch=auto")
+    config = with_head(config)
     return replace(
         config,
         model=replace(config.model, path=_absolute(config.model.path)),
@@ -209,6 +211,13 @@ def _resolve(config: RunConfig, run_dir: Path) -> RunConfig:
         launch=replace(config.launch, num_processes=num_processes(config)),
         output_dir=str(run_dir),
     )
+
+
+def with_head(config: RunConfig) -> RunConfig:
+    """With an entry of `peft` that trains the model's head, where it has one and other methods train the rest."""
+    if not config.peft or HEAD in config.peft or not config.stage.task.has_labels:
+        return config
+    return replace(config, peft=config.peft | {HEAD: FreezeConfig(head=True)})
 
 
 def _absolute(path: PathOrNone) -> PathOrNone:

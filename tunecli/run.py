@@ -24,14 +24,17 @@ from tunecli.config.paths import point_latest_at
 from tunecli.config.peft_checks import schedule_problems
 from tunecli.config.run import RunConfig, micro_batch_tokens, to_yaml
 from tunecli.config.run_lock import lock_run
+from tunecli.config.stage import ClassifyConfig, ProblemType, StageConfig, Subwords, Turns
 from tunecli.config.train import Precision
 from tunecli.data import about
 from tunecli.data.batching import Batching, microbatches
 from tunecli.data.examples import Unusable
 from tunecli.data.feed import Feed, Shuffled, stream
+from tunecli.data.labels import Labels, class_weights, run_labels
 from tunecli.data.left_out import LeftOut
 from tunecli.data.mixture import Mixture, build, shares
 from tunecli.data.prompts import chat_prompt, raw_prompt, trained_on_raw_text
+from tunecli.data.reading import EachWord, Place, Reader, WholeText, next_tokens
 from tunecli.data.tokens import Encoding
 from tunecli.engine.batch import Batch
 from tunecli.engine.checkpoint import (
@@ -55,20 +58,22 @@ from tunecli.engine.step_hook import restore_hooks
 from tunecli.engine.trackers import Trackers
 from tunecli.evaluation.answers import check_choices
 from tunecli.evaluation.evaluator import Evaluator
-from tunecli.models.load import load_model, load_tokenizer, num_parameters, resolve_path, weight_dtype
+from tunecli.models.load import Head, load_model, load_tokenizer, num_parameters, resolve_path, weight_dtype
 from tunecli.models.policy import ONEDNN_MULTIPLE, Policy
-from tunecli.models.self_test import choose_policy
+from tunecli.models.self_test import Wrapped, choose_policy
 from tunecli.peft_methods.by_row import route_rows
 from tunecli.peft_methods.composition import inject, rate_factors, step_hooks
 from tunecli.peft_methods.injection import adapter_name, leave_casts_to_autocast
 from tunecli.peft_methods.saving import save_adapters
 from tunecli.peft_methods.starting import put_starts_in_place, start_folders
+from tunecli.peft_methods.targets import is_under, task_heads
 from tunecli.peft_methods.token_ids import places_of_virtual_tokens
 from tunecli.report.card import write_card
 from tunecli.report.gain import as_lines, gains, result_step
 from tunecli.report.page import write_report
 from tunecli.report.run_files import json_lines
 from tunecli.stages import STAGES
+from tunecli.stages.setting import Setting
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +82,8 @@ class Data:
     train: Mixture | None
     """None with `data.streaming`: nothing is known of the examples before they come"""
     validation: Mixture | None
+    labels: Labels | None = None
+    """of a model with a head for them"""
 
 
 def main(config: RunConfig, run_dir: Path) -> int:
@@ -105,7 +112,7 @@ def main(config: RunConfig, run_dir: Path) -> int:
 
     policy = build_policy(
         config,
-        data.tokenizer,
+        data,
         precision=precision,
         device=accelerator.device,
         display=display,
@@ -114,7 +121,8 @@ def main(config: RunConfig, run_dir: Path) -> int:
     )
     feed = build_feed(config, data, LeftOut(run_dir / "left_out.jsonl", enabled=accelerator.is_main_process))
     stage = build_stage(config, data, feed, policy, accelerator, num_examples)
-    optimizer = build_optimizer(policy, config.train, rate_factors(policy, config.peft))
+    factors = rate_factors(policy, config.peft) | head_factors(policy, config)
+    optimizer = build_optimizer(policy, config.train, factors)
     hooks = step_hooks(policy.lm, config.peft, num_steps)
     if checkpoint:
         restore_parameters(checkpoint, policy)
@@ -172,18 +180,23 @@ def prepare_data(config: RunConfig, *, show_progress: bool) -> Data:
     train, validation = build(config.data, tokenizer, encoding_of(config, tokenizer), show_progress=show_progress)
     if validation is not None and config.evaluation.choices:
         check_choices(validation, tokenizer, config.evaluation.choices)
-    return Data(tokenizer, train, validation)
+    labels = run_labels(config.stage, train, validation) if config.stage.task.has_labels else None
+    return Data(tokenizer, train, validation, labels)
 
 
 def encoding_of(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Encoding:
     """What tokenisation depends on besides the rows and the tokenizer, whose unused tokens may be virtual ones."""
     data, stage = config.data, config.stage
     return Encoding(
+        task=stage.task,
         max_length=data.max_length,
         overlong=data.overlong,
         truncation_side=data.truncation_side,
-        train_on_prompt=stage.train_on_prompt,
-        turns=stage.turns,
+        train_on_prompt=getattr(stage, "train_on_prompt", False),
+        turns=getattr(stage, "turns", Turns.all),
+        problem_type=getattr(stage, "problem_type", ProblemType.single_label),
+        label_subwords=getattr(stage, "label_subwords", Subwords.first),
+        overlap=getattr(stage, "overlap", 0),
         system=data.system,
         system_prompt=data.system_prompt,
         thinking=data.thinking,
@@ -208,7 +221,7 @@ def build_feed(config: RunConfig, data: Data, left_out: LeftOut) -> Feed:
     )
 
 
-def first_batches(config: RunConfig, data: Data, policy: Policy) -> Iterator[Batch]:
+def first_batches(config: RunConfig, data: Data, policy: Wrapped) -> Iterator[Batch]:
     """Micro-batches of what training begins with: the same on every rank, and without end."""
     feed = build_feed(config, data, LeftOut(Path(), enabled=False))
     batching = _batching(config, data, policy, num_processes=1, process_index=0)
@@ -218,14 +231,14 @@ def first_batches(config: RunConfig, data: Data, policy: Policy) -> Iterator[Bat
 
 def build_policy(
     config: RunConfig,
-    tokenizer: PreTrainedTokenizerBase,
+    data: Data,
     *,
     precision: Precision,
     device: torch.device,
     display: Display,
-    batches: Callable[[Policy], Iterator[Batch]],
+    batches: Callable[[Wrapped], Iterator[Batch]],
     starts: Mapping[str, Path],
-) -> Policy:
+) -> Wrapped:
     """The model with its trainable parameters, behind the fastest exact forward.
 
     Args:
@@ -235,15 +248,18 @@ def build_policy(
     if config.model.trust_remote_code:
         display.note(f"running the Python code that comes with {config.model.path} (model.trust_remote_code=true)")
     stored = weight_dtype(config.model, DTYPES[precision], frozen=bool(config.peft))
-    lm = load_model(config.model, dtype=stored, device=device)
-    verdict = choose_policy(lm, config.model.attention)
+    task = config.stage.task
+    lm = load_model(config.model, dtype=stored, device=device, task=task, head=_head(config, data))
+    if task.has_labels:
+        lm.config.pad_token_id = data.tokenizer.pad_token_id
+    verdict = choose_policy(lm, config.model.attention, task)
     if verdict.note:
         display.note(verdict.note, style="yellow")
     inject(
         lm,
         config.peft,
         seed=config.seed,
-        tokenizer=tokenizer,
+        tokenizer=data.tokenizer,
         batches=partial(batches, verdict.policy),
         starts=starts,
     )
@@ -255,8 +271,24 @@ def build_policy(
     return verdict.policy
 
 
+def head_factors(policy: Wrapped, config: RunConfig) -> dict[str, float]:
+    """Parameter of the head -> what its learning rate is multiplied by."""
+    rate = getattr(config.stage, "head_learning_rate", None)
+    if rate is None:
+        return {}
+    heads = [f"lm.{name}" for name in task_heads(policy.lm)]
+    return {name: rate / config.train.learning_rate for name, _ in policy.named_parameters() if is_under(name, heads)}
+
+
+def _head(config: RunConfig, data: Data) -> Head | None:
+    if data.labels is None:
+        return None
+    problem = getattr(config.stage, "problem_type", ProblemType.single_label)
+    return Head(labels=data.labels.names, problem_type=problem, seed=config.seed)
+
+
 def build_stage(
-    config: RunConfig, data: Data, feed: Feed, policy: Policy, accelerator: Accelerator, num_examples: int
+    config: RunConfig, data: Data, feed: Feed, policy: Wrapped, accelerator: Accelerator, num_examples: int
 ) -> Stage:
     batching = _batching(
         config, data, policy, num_processes=accelerator.num_processes, process_index=accelerator.process_index
@@ -264,7 +296,8 @@ def build_stage(
     evaluator = Evaluator(
         config.evaluation, data.tokenizer, data.validation, prompt_ids(config, data), batching, accelerator
     )
-    return STAGES[config.stage.name](
+    setting = Setting(
+        config=config.stage,
         feed=feed,
         validation=data.validation,
         evaluator=evaluator,
@@ -272,10 +305,12 @@ def build_stage(
         accelerator=accelerator,
         global_batch_size=config.train.global_batch_size,
         num_examples=num_examples,
+        labels=data.labels,
     )
+    return STAGES[config.stage.name](setting)
 
 
-def _batching(config: RunConfig, data: Data, policy: Policy, *, num_processes: int, process_index: int) -> Batching:
+def _batching(config: RunConfig, data: Data, policy: Wrapped, *, num_processes: int, process_index: int) -> Batching:
     return Batching(
         num_processes=num_processes,
         process_index=process_index,
@@ -283,6 +318,23 @@ def _batching(config: RunConfig, data: Data, policy: Policy, *, num_processes: i
         tokens=micro_batch_tokens(config),
         packed=policy.packed,
         pad_token_id=data.tokenizer.pad_token_id or 0,
+        read=_reader(config.stage, data, policy),
+    )
+
+
+def _reader(stage: StageConfig, data: Data, policy: Wrapped) -> Reader:
+    """What the model is to predict of an example."""
+    if data.labels is None or isinstance(policy, Policy):
+        return next_tokens
+    token_types = getattr(policy.lm.config, "type_vocab_size", 0) > 1
+    if not isinstance(stage, ClassifyConfig):
+        return EachWord(labels=data.labels, token_types=token_types)
+    return WholeText(
+        labels=data.labels,
+        problem=stage.problem_type,
+        place=Place.last if policy.looks_at_last else Place.first,
+        token_types=token_types,
+        class_weights=class_weights(stage, data.train),
     )
 
 
@@ -300,16 +352,18 @@ def prompt_ids(config: RunConfig, data: Data) -> list[list[int]]:
         raise UserError(error.what, where="evaluation.prompts", fix=error.fix) from error
 
 
-def _go_back_to_best(config: RunConfig, policy: Policy, recorder: Recorder, step: int, display: Display) -> None:
+def _go_back_to_best(config: RunConfig, policy: Wrapped, recorder: Recorder, step: int, display: Display) -> None:
     restore_best(recorder.best, policy, step)
     display.note(f"the result is the model after step {step}, the best by {config.train.best_metric}")
 
 
-def save_result(config: RunConfig, policy: Policy, data: Data, run_dir: Path) -> None:
+def save_result(config: RunConfig, policy: Wrapped, data: Data, run_dir: Path) -> None:
     """Write `adapter/<name>/` or `model/`, the tokenizer beside it, and the model card."""
     result = run_dir / ("adapter" if config.peft else "model")
     if config.peft:
         save_adapters(policy.lm, config.peft, result, base=resolve_path(config.model.path))
+        if data.labels is not None:
+            policy.lm.config.save_pretrained(result)  # with the names of the labels
     else:
         policy.lm.save_pretrained(result)
     data.tokenizer.save_pretrained(result)
@@ -342,7 +396,7 @@ def _write_environment(run_dir: Path, data: Data) -> None:
 def _announce(
     config: RunConfig,
     display: Display,
-    policy: Policy,
+    policy: Wrapped,
     data: Data,
     precision: str,
     num_steps: int,

@@ -15,6 +15,7 @@ from tunecli.config.paths import config_root, option_names
 OPEN = {"file": "data.path=org/set", "mix": "data.mix=[{path: org/set}]"}
 """Options that leave the source to the user, and how one is given."""
 NEED_ASSETS = {"movie_reviews"}
+STAGE_OF = {"classification": "classify", "pair_classification": "classify", "tagging": "tag"}
 PUBLIC = [name for name in option_names("data") if name not in OPEN]
 
 
@@ -25,6 +26,7 @@ def option(name: str) -> dict:
 @pytest.mark.parametrize("name", [name for name in option_names("data") if name not in NEED_ASSETS])
 def test_an_option_passes_every_check(name: str):
     given = [OPEN[name]] if name in OPEN else []
+    given += [f"stage={STAGE_OF[format]}" for format in [option(name).get("format")] if format in STAGE_OF]
     composed = compose_run("smoke_sft_full", [f"data={name}", "train.eval_every=null", *given])
     assert find_problems(composed.config) == []
 

@@ -26,7 +26,7 @@ def test_every_row_is_in_one_micro_batch_of_one_rank(processes: int, cut: dict, 
     rows = [row for batches in ranks for batch in batches for row in batch.rows]
     assert sorted(rows) == sorted(indices)
     weight = sum(batch.weights.sum() for batches in ranks for batch in batches)
-    assert weight == sum(examples[i][1].sum() for i in indices)
+    assert weight == sum(examples[i].trained.sum() for i in indices)
     tokens = sum(batch.num_tokens for batches in ranks for batch in batches)
     assert tokens == sum(LENGTHS[i] for i in indices)
     if cut.get("tokens"):
@@ -47,7 +47,7 @@ def test_targets_are_the_trained_tokens_and_kept_the_positions_before_them(packe
     batch = collate(examples, [4, 2, 6], batching(packed=packed))
     flat = batch.input_ids.flatten()
     assert torch.equal(flat[batch.kept + 1], batch.targets)
-    expected = torch.cat([examples[i][0][examples[i][1]] for i in (4, 2, 6)])
+    expected = torch.cat([examples[i].input_ids[examples[i].trained] for i in (4, 2, 6)])
     assert torch.equal(batch.targets, expected)
     # A sequence's first token is never a target: nothing of its own sequence predicts it.
     assert not set((batch.kept + 1).tolist()) & set((batch.position_ids.flatten() == 0).nonzero()[:, 0].tolist())

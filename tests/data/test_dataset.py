@@ -66,7 +66,7 @@ def test_reads_back_what_was_tokenised(family, monkeypatch):
     expected = [tokenize(Messages(row["messages"]), tokenizer, Encoding(max_length=4096))[0] for row in ROWS]
     assert len(found) == 3
     for i, tokens in enumerate(expected):
-        ids, trained = found[i]
+        ids, trained = found[i].input_ids, found[i].trained
         assert (ids.dtype, trained.dtype) == (torch.int64, torch.bool)
         assert (ids.tolist(), trained.tolist()) == (tokens.input_ids, tokens.trained)
         assert found.origin(i) == f"train.jsonl row {i + 1}"
@@ -107,7 +107,7 @@ def test_second_call_does_not_tokenise(family, monkeypatch, tmp_path):
     write(ROWS, "other_name.jsonl")
     again = prepare(data, family("smollm2"))
     moved = prepare(replace(data, path="other_name.jsonl"), family("smollm2"))
-    assert torch.equal(first[1][0], again[1][0])
+    assert torch.equal(first[1].input_ids, again[1].input_ids)
     assert (again.origin(1), moved.origin(1)) == ("train.jsonl row 2", "other_name.jsonl row 2")
     assert num_cached(tmp_path) == 1
 
@@ -164,8 +164,7 @@ def test_processes_change_nothing(family, monkeypatch, num_workers):
     found = prepare(data, family("smollm2"))
     assert found.rows.tolist() == [i + 1 for i in range(100) if i != 41]
     assert [entry["row"] for entry in found.left_out] == [42]
-    ids, _ = found[98]
-    assert "world 99" in family("smollm2").decode(ids)
+    assert "world 99" in family("smollm2").decode(found[98].input_ids)
 
 
 def test_a_bad_row_is_named_and_leaves_nothing_behind(family, tmp_path):

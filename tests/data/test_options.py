@@ -11,7 +11,7 @@ import pytest
 
 from tests.data.test_masks import CONVERSATIONS, runs
 from tunecli.config.data import DataConfig, Overlong, Side, SystemPolicy, Thinking
-from tunecli.config.stage import SFTConfig, Turns
+from tunecli.config.stage import ClassifyConfig, SFTConfig, TagConfig, Turns
 from tunecli.data.examples import Messages, PromptCompletion, Text, TooLong, Unusable
 from tunecli.data.tokenize import Encoding, Tokens, tokenize, tokenize_many
 
@@ -29,7 +29,10 @@ def test_defaults_are_those_of_the_configuration_and_travel():
     for field in dataclasses.fields(encoding):
         if field.name in of_methods:
             continue
-        home = SFTConfig() if field.name in ("train_on_prompt", "turns") else DataConfig()
+        homes = (DataConfig(), SFTConfig(), ClassifyConfig(), TagConfig())
+        if field.name == "overlap":
+            continue  # of tagging alone
+        home = next(home for home in homes if hasattr(home, field.name))
         assert getattr(home, field.name) == getattr(encoding, field.name)
     assert pickle.loads(pickle.dumps(encoding)) == encoding
     assert json.loads(json.dumps(encoding.plain))["overlong"] == "truncate"

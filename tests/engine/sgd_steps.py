@@ -17,6 +17,7 @@ from tuners import disturbed
 from tests.peft_methods.test_grid import SMALL
 from tunecli.config.model import Attention
 from tunecli.config.peft import PEFT_SCHEMAS, AdaLoraConfig, Ia3Config, LoraConfig, LoraInit, PeftConfig
+from tunecli.config.stage import SFTConfig
 from tunecli.config.train import Optimizer, Scheduler, TrainConfig
 from tunecli.data.feed import Shuffled
 from tunecli.engine.console import Display
@@ -29,7 +30,9 @@ from tunecli.models.self_test import choose_policy
 from tunecli.peft_methods.composition import inject, step_hooks
 from tunecli.peft_methods.saving import save_adapters
 from tunecli.peft_methods.token_ids import token_ids
-from tunecli.stages.sft import SFT
+from tunecli.stages.setting import Setting
+from tunecli.stages.sft import sft
+from tunecli.stages.supervised import Supervised
 
 METHODS = {method: {method: schema(**SMALL.get(method, {}))} for method, schema in PEFT_SCHEMAS.items()}
 PEFT: dict[str, dict[str, PeftConfig]] = METHODS | {
@@ -45,9 +48,10 @@ STEPS = 5
 
 def make_stage(
     accelerator: Accelerator, packed: bool, rows: int | None, tokens: int | None = None, peft: str = "full"
-) -> SFT:
+) -> Supervised:
     virtual = [token for ids in token_ids(PEFT[peft], None).values() for token in ids]
-    return SFT(
+    setting = Setting(
+        config=SFTConfig(),
         feed=Shuffled(RandomExamples(LENGTHS, names=["a", "b"], virtual=virtual), seed=3),
         validation=RandomExamples([5, 9, 4, 3, 8], seed=1, virtual=virtual),
         evaluator=lambda policy, proceed: ({}, []),
@@ -62,6 +66,7 @@ def make_stage(
         global_batch_size=8,
         num_examples=2 * len(LENGTHS),
     )
+    return sft(setting)
 
 
 def starts(folder: Path, peft: str) -> dict[str, Path]:

@@ -50,19 +50,19 @@ def test_the_law_can_fail(tmp_path: Path, whole_batch) -> None:
     def mean_of_means(accelerator, loss):
         return loss
 
-    from tunecli.stages.sft import SFT
+    from tunecli.stages.supervised import Supervised
 
-    original = SFT.loss
+    original = Supervised.loss
 
     def divided(self, model, batch):
         output = original(self, model, batch)
         return type(output)(output.total / batch.weights.sum() * 4)
 
-    SFT.loss = divided
+    Supervised.loss = divided
     try:
         parameters, _ = run_steps(tmp_path, rows=2)
     finally:
-        SFT.loss = original
+        Supervised.loss = original
     with pytest.raises(AssertionError):
         assert_same(parameters, whole_batch["full"])
 

@@ -51,7 +51,7 @@ def evaluator(examples, tokenizer, *, rank: int = 0, **fields) -> Evaluator:
 def test_a_question_is_what_inference_sees_and_its_answer_the_last_one(examples, tokenizer) -> None:
     for i in range(len(examples)):
         found = question(examples, i)
-        ids, trained = examples[i]
+        ids, trained = examples[i].input_ids, examples[i].trained
         assert found.prompt + found.answer == ids[: len(found.prompt) + len(found.answer)].tolist()
         assert trained[len(found.prompt) : len(found.prompt) + len(found.answer)].all()
         assert not trained[len(found.prompt) + len(found.answer) :].any()

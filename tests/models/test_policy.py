@@ -24,7 +24,8 @@ def stock_logprobs(lm, examples) -> torch.Tensor:
     lm.set_attn_implementation("eager")
     pieces = []
     with torch.no_grad():
-        for ids, trained in examples:
+        for example in examples:
+            ids, trained = example.input_ids, example.trained
             logits = lm(input_ids=ids[None], use_cache=False).logits[0, :-1].float()
             pieces.append(-F.cross_entropy(logits, ids[1:], reduction="none")[trained[1:]])
     return torch.cat(pieces)
@@ -98,9 +99,10 @@ def test_loss_and_gradients_equal_transformers_own(peft: dict) -> None:
     theirs = causal_lm()
     inject(theirs, peft, seed=0)
     width = max(LENGTHS)
-    ids = torch.stack([F.pad(ids, (0, width - len(ids))) for ids, _ in examples])
+    ids = torch.stack([F.pad(ids, (0, width - len(ids))) for ids in (each.input_ids for each in examples)])
     mask = torch.stack([F.pad(torch.ones(n, dtype=torch.long), (0, width - n)) for n in LENGTHS])
-    labels = torch.stack([F.pad(torch.where(t, i, -100), (0, width - len(i)), value=-100) for i, t in examples])
+    targets = [torch.where(each.trained, each.input_ids, -100) for each in examples]
+    labels = torch.stack([F.pad(label, (0, width - len(label)), value=-100) for label in targets])
     loss = theirs(input_ids=ids, attention_mask=mask, labels=labels).loss
     trained = (labels[:, 1:] != -100).sum()
     (loss * trained).backward()

@@ -11,19 +11,22 @@ from torch.testing import assert_close
 
 from tunecli.config.model import Attention
 from tunecli.config.paths import option_names
-from tunecli.config.stage import STAGE_SCHEMAS
+from tunecli.config.stage import STAGE_SCHEMAS, SFTConfig
 from tunecli.data.feed import Shuffled
 from tunecli.engine.distributed import make_accelerator
 from tunecli.engine.stage import Evaluation, LossOutput, means
 from tunecli.models.self_test import choose_policy
 from tunecli.stages import STAGES
-from tunecli.stages.sft import SFT
+from tunecli.stages.setting import Setting
+from tunecli.stages.sft import sft
+from tunecli.stages.supervised import Supervised
 
 LENGTHS = [9, 4, 14, 6, 5, 3, 11, 8, 2, 7, 13]
 
 
-def stage(num_examples: int = 28, validation: RandomExamples | None = None, global_batch_size: int = 4) -> SFT:
-    return SFT(
+def stage(num_examples: int = 28, validation: RandomExamples | None = None, global_batch_size: int = 4) -> Supervised:
+    setting = Setting(
+        config=SFTConfig(),
         feed=Shuffled(RandomExamples(LENGTHS), seed=3),
         validation=validation,
         evaluator=lambda policy, proceed: ({}, []),
@@ -32,6 +35,7 @@ def stage(num_examples: int = 28, validation: RandomExamples | None = None, glob
         global_batch_size=global_batch_size,
         num_examples=num_examples,
     )
+    return sft(setting)
 
 
 def rows(microbatches) -> list[int]:
@@ -63,7 +67,8 @@ def test_validation_loss_is_the_mean_over_all_its_tokens_however_it_is_batched()
     validation = RandomExamples([5, 9, 4, 3, 8], seed=1)
     with torch.no_grad():
         pieces = []
-        for ids, trained in validation:
+        for example in validation:
+            ids, trained = example.input_ids, example.trained
             logprobs = policy.lm(input_ids=ids[None]).logits[0, :-1].log_softmax(-1)
             pieces.append(logprobs[torch.arange(len(ids) - 1), ids[1:]][trained[1:]])
     expected = -torch.cat(pieces).mean()
@@ -103,10 +108,10 @@ def test_losses_of_sources_add_up_to_the_whole() -> None:
     assert list(output.parts) == ["loss/a", "loss/b", "loss/c"]
     assert_close(sum(totals), output.total.detach())
     assert sum(tokens) == mixed.weight(batch)
-    logits = [policy.lm(input_ids=mixed.feed.examples[row][0][None]).logits[0, :-1] for row in batch.rows]
+    logits = [policy.lm(input_ids=mixed.feed.examples[row].input_ids[None]).logits[0, :-1] for row in batch.rows]
     expected = dict.fromkeys("abc", 0.0)
     for row, each in zip(batch.rows, logits, strict=True):
-        ids, trained = mixed.feed.examples[row]
+        ids, trained = mixed.feed.examples[row].input_ids, mixed.feed.examples[row].trained
         logprobs = each.log_softmax(-1)[torch.arange(len(ids) - 1), ids[1:]]
         expected["abc"[row % 3]] -= logprobs[trained[1:]].sum().item()
     for name, value in expected.items():

@@ -10,7 +10,7 @@ from tunecli.config.data_files import exists, has_splits, is_local
 from tunecli.config.errors import Problem
 from tunecli.config.nearest import did_you_mean
 from tunecli.config.run import RunConfig
-from tunecli.config.stage import Turns
+from tunecli.config.stage import StageConfig, Task, Turns
 
 FORMATS = {
     "alpaca": ("instruction", "input", "output", "system", "history"),
@@ -18,10 +18,19 @@ FORMATS = {
     "prompt_completion": ("prompt", "completion", "tools"),
     "sharegpt": ("conversations", "system", "tools"),
     "text": ("text",),
+    "classification": ("text", "label"),
+    "pair_classification": ("text", "text_pair", "label"),
+    "tagging": ("tokens", "tags"),
     "columns": (),
 }
 """The FORMATS table of `tunecli.data.formats`, which cannot be imported here (a test holds the names equal), with the
 columns that each reads; `columns` reads whatever a template names."""
+
+LABELLED = {
+    Task.sequence_classification: ("classification", "pair_classification"),
+    Task.token_classification: ("tagging",),
+}
+"""Formats whose rows have labels, by the task that they are for; all others are for language models."""
 
 CHAT_TEMPLATES = ("alpaca", "chatml")
 """Named templates of `data.chat_template`; anything else is a path to a .jinja file."""
@@ -41,6 +50,7 @@ def data_problems(config: RunConfig) -> Iterator[Problem]:
     for i, source in enumerate(training_sources(data)):
         key = f"data.mix[{i}]" if data.mix else "data"
         yield from _format(key, source.format)
+        yield from _task(key, source.format, config.stage)
         yield from _columns(key, source.format, source.columns)
         yield from _path(f"{key}.path", source.path)
         if source.max_samples is not None and source.max_samples <= 0:
@@ -69,6 +79,22 @@ def _format(key: str, name: str) -> Iterator[Problem]:
     elif name not in ("auto", *FORMATS):
         fix = f"{did_you_mean(name, FORMATS)}formats: auto, {', '.join(FORMATS)}, custom:package.module:function"
         yield Problem(f"{key}.format", f"there is no format {name!r}", fix)
+
+
+def formats_for(task: Task) -> tuple[str, ...]:
+    """Formats of rows that a model for `task` can learn from."""
+    if task in LABELLED:
+        return LABELLED[task]
+    labelled = {name for names in LABELLED.values() for name in names}
+    return tuple(name for name in FORMATS if name not in labelled)
+
+
+def _task(key: str, format: str, stage: StageConfig) -> Iterator[Problem]:
+    known = formats_for(stage.task)
+    if format in FORMATS and format not in known:
+        what = f"is {format}, whose rows stage={stage.name} cannot learn from"
+        fix = f"{key}.format={' or '.join(known)}, or another stage: tune ls stage"
+        yield Problem(f"{key}.format", what, fix)
 
 
 def _columns(key: str, format: str, columns: dict[str, str]) -> Iterator[Problem]:

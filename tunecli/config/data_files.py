@@ -19,13 +19,18 @@ KINDS = {
     ".txt": "text",
     ".text": "text",
     ".md": "text",
+    ".conll": "conll",
+    ".bio": "conll",
+    ".iob2": "conll",
 }
 """Suffix -> key of the READERS table of `tunecli.data.readers`."""
 
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip")
 """May follow one of KINDS, as in train.jsonl.gz; train.zip alone is told by the file in it."""
 
-SUFFIXES = ".jsonl, .json, .csv, .tsv, .parquet, .arrow, .txt or .md, and then .gz, .bz2, .xz, .zst, .lz4 or .zip"
+SUFFIXES = (
+    ".jsonl, .json, .csv, .tsv, .parquet, .arrow, .txt, .md or .conll, and then .gz, .bz2, .xz, .zst, .lz4 or .zip"
+)
 """For messages."""
 
 SPLIT_NAMES = {

@@ -337,8 +337,14 @@ class FreezeConfig(PeftConfig):
     """Every normalisation layer."""
     embeddings: bool = False
     """The tables of words, positions and token types; the output embedding too where it is tied to the words'."""
+    head: bool = False
+    """The model's head for a task, with whatever else of the model is new. Runs that need it have an entry `head`."""
     patterns: list[str] = field(default_factory=list)
     """Regular expressions, found anywhere in the name of a parameter: `[lm_head, 'layers\\.1\\..*bias$']`."""
+
+
+HEAD = "head"
+"""The entry that trains the head of a classifier or tagger beside other methods."""
 
 
 PEFT_SCHEMAS: dict[str, type[PeftConfig]] = {

@@ -55,7 +55,7 @@ def peft_problems(config: RunConfig) -> Iterator[Problem]:
             "peft=lora, or model.quantization=none for full fine-tuning",
         )
     for name, method in config.peft.items():
-        if config.model.quantization is not Quantization.none and not FACTS[method.method].quantized:
+        if config.model.quantization is not Quantization.none and not _works_quantized(method):
             yield Problem(
                 f"peft.{name}",
                 f"{method.method} does not work on {config.model.quantization.value} weights",
@@ -77,6 +77,12 @@ def peft_problems(config: RunConfig) -> Iterator[Problem]:
     yield from prompt_problems(config)
     yield from _by_row(config)
     yield from _start_problems(config.peft)
+
+
+def _works_quantized(method: PeftConfig) -> bool:
+    """Heads are never quantised."""
+    only_head = FreezeConfig(head=True, init_from=method.init_from, freeze=method.freeze)
+    return method == only_head or FACTS[method.method].quantized
 
 
 def _by_row(config: RunConfig) -> Iterator[Problem]:
@@ -191,7 +197,7 @@ def _method(key: str, method: PeftConfig) -> Iterator[Problem]:
 
 
 def _freeze(key: str, method: FreezeConfig, methods: list[str]) -> Iterator[Problem]:
-    chosen = method.last_n_layers or method.norms or method.embeddings or method.patterns
+    chosen = method.last_n_layers or method.norms or method.embeddings or method.patterns or method.head
     if not chosen and method.init_from is None:
         yield Problem(
             key,
@@ -203,7 +209,7 @@ def _freeze(key: str, method: FreezeConfig, methods: list[str]) -> Iterator[Prob
             re.compile(pattern)
         except re.error as error:
             yield Problem(f"{key}.patterns", f"{pattern!r} is no regular expression: {error}", "lm_head, 'bias$'")
-    if "ln_tuning" in methods:
+    if "ln_tuning" in methods and (method.last_n_layers or method.norms or method.patterns):
         yield Problem(key, "and ln_tuning may train the same norms, each its own copy", f"{key}.norms=true alone")
 
 

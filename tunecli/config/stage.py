@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from omegaconf import MISSING
@@ -13,9 +13,37 @@ class Turns(Enum):
     last = "last"
 
 
+class Task(Enum):
+    """What a model is asked for; transformers has a class for each."""
+
+    causal_lm = "causal_lm"
+    sequence_classification = "sequence_classification"
+    token_classification = "token_classification"
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether the model has a head of its own for the labels of the data."""
+        return self in (Task.sequence_classification, Task.token_classification)
+
+
+class ProblemType(Enum):
+    single_label = "single_label"
+    multi_label = "multi_label"
+    regression = "regression"
+
+
+class Subwords(Enum):
+    first = "first"
+    all = "all"
+
+
 @dataclass(kw_only=True, slots=True)
 class StageConfig:
     name: str = MISSING
+
+    @property
+    def task(self) -> Task:
+        return Task.causal_lm
 
 
 @dataclass(kw_only=True, slots=True)
@@ -29,4 +57,46 @@ class SFTConfig(StageConfig):
     """Learn all answers of a conversation, or only the last one."""
 
 
-STAGE_SCHEMAS: dict[str, type[StageConfig]] = {"sft": SFTConfig}
+@dataclass(kw_only=True, slots=True)
+class HeadConfig(StageConfig):
+    """A stage whose model gets a head of its own, which is trained beside every PEFT method."""
+
+    labels: list[str] = field(default_factory=list)
+    """All labels, in the order in which the model is to number them; empty: those of the training rows, sorted."""
+    head_learning_rate: float | None = None
+    """Of the head; empty: `train.learning_rate`."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ClassifyConfig(HeadConfig):
+    """Classification of a text or a pair of texts, or a number for it."""
+
+    name: str = "classify"
+    problem_type: ProblemType = ProblemType.single_label
+    """One label for each text, any number of labels, or a number."""
+    class_weights: dict[str, float] = field(default_factory=dict)
+    """Label -> how much its examples count; 1 for those that are missing."""
+    balanced: bool = False
+    """Weigh each label by the inverse of how often it comes up in training, so that all count alike."""
+
+    @property
+    def task(self) -> Task:
+        return Task.sequence_classification
+
+
+@dataclass(kw_only=True, slots=True)
+class TagConfig(HeadConfig):
+    """A label for each word: entities, parts of speech."""
+
+    name: str = "tag"
+    label_subwords: Subwords = Subwords.first
+    """Which tokens of a word are trained. Its tag is read off the first one in either case."""
+    overlap: int = 64
+    """Tokens that neighbouring windows of a longer text share (`data.overlong=split`)."""
+
+    @property
+    def task(self) -> Task:
+        return Task.token_classification
+
+
+STAGE_SCHEMAS: dict[str, type[StageConfig]] = {"sft": SFTConfig, "classify": ClassifyConfig, "tag": TagConfig}

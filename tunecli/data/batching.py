@@ -13,6 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from tunecli.data.encoded import Encoded
+from tunecli.data.reading import Reader, Reading, next_tokens
 from tunecli.engine.batch import Batch
 
 
@@ -20,10 +22,7 @@ class Examples(Protocol):
     """Tokenised examples, e.g. `tunecli.data.mixture.Mixture`."""
 
     def __len__(self) -> int: ...
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """`input_ids` [length] int64 and `trained` [length] bool: whether a token is a target of the loss."""
-        ...
-
+    def __getitem__(self, index: int) -> Encoded: ...
     def origin(self, index: int) -> str:
         """File and row."""
         ...
@@ -58,6 +57,8 @@ class Batching:
     """tokens per micro-batch (with padding, where there is padding)"""
     packed: bool
     pad_token_id: int
+    read: Reader = next_tokens
+    """what the model is to predict of an example"""
 
 
 def microbatches(examples: Examples, indices: Sequence[int], batching: Batching) -> list[Batch]:
@@ -102,51 +103,55 @@ def _cut(rows: list[int], lengths: Sequence[int], batching: Batching) -> list[li
 
 def collate(examples: Examples, indices: Sequence[int], batching: Batching, *, filler: bool = False) -> Batch:
     """One micro-batch of the given examples, packed into one row or padded on the right."""
-    pairs = [examples[i] for i in indices]
-    lengths = [len(ids) for ids, _ in pairs]
+    sources = torch.tensor([int(examples.sources[i]) for i in indices])
+    readings = [
+        batching.read(examples[i], examples.names[source])
+        for i, source in zip(indices, sources.tolist(), strict=True)
+    ]
+    lengths = [len(reading.input_ids) for reading in readings]
     width = max(lengths)
     starts = [0]
     for length in lengths:
         starts.append(starts[-1] + (length if batching.packed else width))
-    # Token i is predicted at position i - 1; the first token of a sequence is predicted by nothing.
-    kept = [start + trained[1:].nonzero()[:, 0] for start, (_, trained) in zip(starts, pairs, strict=False)]
-    targets = torch.cat([ids[1:][trained[1:]] for ids, trained in pairs])
-    positions = [torch.arange(length) for length in lengths]
+    units = torch.tensor([len(reading.kept) for reading in readings])
+    weights = torch.cat([reading.weights for reading in readings])
     adapters = torch.tensor([int(examples.adapters[i]) for i in indices])
     return Batch(
-        **(_packed if batching.packed else _padded)(pairs, positions, starts, batching.pad_token_id),
-        kept=torch.cat(kept),
-        targets=targets,
-        weights=torch.full((len(targets),), 0.0 if filler else 1.0),
-        sources=torch.tensor([int(examples.sources[i]) for i in indices]).repeat_interleave(
-            torch.tensor([len(each) for each in kept])
-        ),
+        **(_packed(readings, starts) if batching.packed else _padded(readings, batching.pad_token_id)),
+        kept=torch.cat([start + reading.kept for start, reading in zip(starts, readings, strict=False)]),
+        targets=torch.cat([reading.targets for reading in readings]),
+        weights=torch.zeros_like(weights) if filler else weights,
+        sources=sources.repeat_interleave(units),
         adapters=adapters if (adapters >= 0).any() else None,
         num_tokens=0 if filler else sum(lengths),
         rows=() if filler else tuple(indices),
     )
 
 
-def _packed(
-    pairs: list[tuple[Tensor, Tensor]], positions: list[Tensor], starts: list[int], _: int
-) -> dict[str, Tensor | None]:
+def _packed(readings: list[Reading], starts: list[int]) -> dict[str, Tensor | None]:
+    types = [reading.token_types for reading in readings if reading.token_types is not None]
     return {
-        "input_ids": torch.cat([ids for ids, _ in pairs])[None],
-        "position_ids": torch.cat(positions)[None],
+        "input_ids": torch.cat([reading.input_ids for reading in readings])[None],
+        "position_ids": torch.cat(_positions(readings))[None],
         "cu_seq_lens": torch.tensor(starts, dtype=torch.int32),
         "attention_mask": None,
+        "token_type_ids": torch.cat(types)[None] if types else None,
     }
 
 
-def _padded(
-    pairs: list[tuple[Tensor, Tensor]], positions: list[Tensor], _: list[int], pad_token_id: int
-) -> dict[str, Tensor | None]:
+def _padded(readings: list[Reading], pad_token_id: int) -> dict[str, Tensor | None]:
     def pad(parts: list[Tensor], value: int) -> Tensor:
         return torch.nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=value)
 
+    types = [reading.token_types for reading in readings if reading.token_types is not None]
     return {
-        "input_ids": pad([ids for ids, _ in pairs], pad_token_id),
-        "position_ids": pad(positions, 0),
+        "input_ids": pad([reading.input_ids for reading in readings], pad_token_id),
+        "position_ids": pad(_positions(readings), 0),
         "cu_seq_lens": None,
-        "attention_mask": pad([torch.ones_like(ids) for ids, _ in pairs], 0),
+        "attention_mask": pad([torch.ones_like(reading.input_ids) for reading in readings], 0),
+        "token_type_ids": pad(types, 0) if types else None,
     }
+
+
+def _positions(readings: list[Reading]) -> list[Tensor]:
+    return [torch.arange(len(reading.input_ids)) for reading in readings]

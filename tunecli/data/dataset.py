@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
 from itertools import islice
@@ -17,9 +18,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tunecli.config.data import OnBadRow, SampleBy, SourceConfig
+from tunecli.config.data_checks import formats_for
 from tunecli.config.errors import UserError
 from tunecli.config.paths import cache_dir
+from tunecli.config.stage import Task
 from tunecli.data.encode import LISTED, Chunk, RowEncoder, encode, raise_bad_row
+from tunecli.data.encoded import Encoded
 from tunecli.data.formats import Format, choose_format
 from tunecli.data.rows import BadRow, Row
 from tunecli.data.source import file_names, fingerprint, read_rows
@@ -28,10 +32,9 @@ from tunecli.data.tokens import Encoding
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-CACHE_VERSION = 3
+CACHE_VERSION = 4
 """To be raised with every change of formats, templates or tokenisation that changes tokens."""
 LOOKED_AT = 100
 """Rows whose columns tell the format."""
@@ -98,6 +101,17 @@ class TokenizedDataset:
     def num_files(self) -> int:
         return len(self._files)
 
+    @cached_property
+    def label_counts(self) -> Counter[str]:
+        """How often each label is the label of an example or of a word."""
+        import pyarrow.compute as pc
+
+        counts: Counter[str] = Counter()
+        for batch in self._batches:
+            for entry in pc.value_counts(batch.column("labels").flatten()).to_pylist():
+                counts[entry["values"]] += entry["counts"]
+        return counts
+
     def _column(self, name: str) -> np.ndarray:
         columns = [batch.column(name).to_numpy(zero_copy_only=False) for batch in self._batches]
         return np.concatenate(columns) if columns else np.zeros(0, np.int64)
@@ -105,29 +119,21 @@ class TokenizedDataset:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Token ids [n] int64 and whether each is trained [n] bool."""
-        import torch
-
+    def __getitem__(self, index: int) -> Encoded:
         if not 0 <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
         home = int(np.searchsorted(self._starts, index, side="right")) - 1
         batch, i = self._batches[home], index - int(self._starts[home])
-        ids = batch.column("input_ids")[i].values.to_numpy()
-        spans = batch.column("spans")[i].values.to_numpy()
-        return torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(trained_mask(len(ids), spans))
+        return Encoded.of(
+            batch.column("input_ids")[i].values.to_numpy(),
+            batch.column("spans")[i].values.to_numpy(),
+            tuple(batch.column("labels")[i].as_py()),
+            tuple(batch.column("parts")[i].as_py()),
+        )
 
     def origin(self, index: int) -> str:
         """File and row of an example, as in "train.jsonl row 17"."""
         return f"{self._files[self.files[index]]} row {self.rows[index]}"
-
-
-def trained_mask(length: int, spans: np.ndarray) -> np.ndarray:
-    """[length] bool: True inside the spans, which are [start, end, start, end, ...]."""
-    mask = np.zeros(length, np.bool_)
-    for start, end in spans.reshape(-1, 2):
-        mask[start:end] = True
-    return mask
 
 
 def tokenized(
@@ -145,7 +151,7 @@ def tokenized(
     Raises:
         UserError: the source cannot be read, or (with `on_bad_row: error`) a row of it cannot be used.
     """
-    format = format_of(source, sample_by)
+    format = format_of(source, sample_by, encoding.task)
     content, names = fingerprint(source, sample_by), file_names(source, sample_by)
     folder = cache_dir() / "tokens" / _key(source, format, content, tokenizer, encoding)
     if not folder.exists():
@@ -159,7 +165,7 @@ def tokenized(
     return dataset
 
 
-def format_of(source: SourceConfig, sample_by: SampleBy, *, streaming: bool = False) -> Format:
+def format_of(source: SourceConfig, sample_by: SampleBy, task: Task, *, streaming: bool = False) -> Format:
     """The format of a source, told from the columns of its first rows where it is `auto`."""
     seen: dict[str, Any] = {}
     bad: list[BadRow] = []
@@ -169,7 +175,7 @@ def format_of(source: SourceConfig, sample_by: SampleBy, *, streaming: bool = Fa
         else:
             bad.append(row)
     if seen or source.format != "auto":
-        return choose_format(source.format, source.columns, seen)
+        return choose_format(source.format, source.columns, seen, formats_for(task))
     if bad:
         raise UserError(bad[0].what, where=bad[0].where, fix=bad[0].fix)
     raise UserError("holds no rows", where=source.path, fix="check the file, and data.max_samples")
@@ -288,6 +294,8 @@ def _schema() -> pa.Schema:
             "spans": pa.list_(pa.int32()),
             "length": pa.int64(),
             "trained_count": pa.int64(),
+            "labels": pa.list_(pa.string()),
+            "parts": pa.list_(pa.int32()),
             "row": pa.int64(),
             "file": pa.int32(),
             "content": pa.int64(),
@@ -310,6 +318,8 @@ def _record_batch(chunk: Chunk, files: dict[str, int], schema: pa.Schema) -> pa.
         lists(chunk.spans, 2 * chunk.span_counts),
         pa.array(chunk.lengths),
         pa.array(chunk.trained_counts),
+        pa.array(chunk.labels, pa.list_(pa.string())),
+        pa.array(chunk.parts, pa.list_(pa.int32())),
         pa.array(chunk.rows),
         pa.array(numbers[chunk.files]),
         pa.array(chunk.contents),

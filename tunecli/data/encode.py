@@ -56,7 +56,11 @@ class Chunk:
     span_counts: np.ndarray
     """[examples] int64: spans of each"""
     trained_counts: np.ndarray
-    """[examples] int64: trained tokens of each"""
+    """[examples] int64: trained tokens of each; 1 where the whole is labelled"""
+    labels: list[tuple[str, ...]]
+    """of each example"""
+    parts: list[tuple[int, ...]]
+    """of each example: where the parts after the first begin"""
     truncated: np.ndarray
     """[examples] bool"""
     contents: np.ndarray
@@ -234,7 +238,9 @@ def _flat(used: list[tuple[Row, Example, list[Item]]]) -> Chunk:
         spans=np.array(spans, np.int32),
         lengths=np.array([len(tokens.input_ids) for _, tokens in items], np.int64),
         span_counts=np.array([len(tokens.spans) for _, tokens in items], np.int64),
-        trained_counts=np.array([sum(e - s for s, e in tokens.spans) for _, tokens in items], np.int64),
+        trained_counts=np.array([sum(e - s for s, e in tokens.spans) or 1 for _, tokens in items], np.int64),
+        labels=[tokens.labels for _, tokens in items],
+        parts=[tokens.parts for _, tokens in items],
         truncated=np.array([tokens.truncated for _, tokens in items], np.bool_),
         contents=np.array([hashes[id(row)] for row, _ in items], np.int64),
         rows=np.array([row.number for row, _ in items], np.int64),

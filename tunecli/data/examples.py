@@ -41,7 +41,25 @@ class Columns:
     values: dict[str, str]
 
 
-Example = Messages | PromptCompletion | Text | Columns
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A text, or two that belong together, and what is to be said of it as a whole."""
+
+    text: str
+    pair: str | None = None
+    labels: tuple[str, ...] = ()
+    """One; any number where several may hold; a number as text where that is asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tagged:
+    """Words, and what is to be said of each."""
+
+    words: tuple[str, ...]
+    tags: tuple[str, ...]
+
+
+Example = Messages | PromptCompletion | Text | Columns | Labelled | Tagged
 
 
 class Unusable(Exception):

@@ -11,14 +11,13 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from tunecli.config.data import DataConfig, OnBadRow, SourceConfig, training_sources
 from tunecli.config.errors import UserError
 from tunecli.data.batching import Examples
-from tunecli.data.dataset import format_of, trained_mask
+from tunecli.data.dataset import format_of
 from tunecli.data.encode import CHUNK_ROWS, Chunk, RowEncoder, raise_bad_row
+from tunecli.data.encoded import Arrays, Encoded
 from tunecli.data.mixture import Mixture, in_validation, labels, shares
 from tunecli.data.order import SourceSlots, epoch_order, examples_between
 from tunecli.data.rows import BadRow, Row
@@ -90,28 +89,27 @@ class Window:
     """A few examples in memory."""
 
     names: list[str]
-    ids: list[Tensor] = field(default_factory=list)
-    trained: list[Tensor] = field(default_factory=list)
+    examples: list[Encoded] = field(default_factory=list)
     sources: list[int] = field(default_factory=list)
     origins: list[str] = field(default_factory=list)
     adapters: list[int] = field(default_factory=list)
 
     @property
     def lengths(self) -> list[int]:
-        return [len(ids) for ids in self.ids]
+        return [len(example.input_ids) for example in self.examples]
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.examples)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.ids[index], self.trained[index]
+    def __getitem__(self, index: int) -> Encoded:
+        return self.examples[index]
 
     def origin(self, index: int) -> str:
         return self.origins[index]
 
 
-TokenizedRow = tuple[np.ndarray, np.ndarray, str, int]
-"""ids [n] int32; trained spans [start, end, start, end, ...]; file and row; which adapter it is for"""
+TokenizedRow = tuple[Arrays, str, int]
+"""the example; file and row; which adapter it is for"""
 
 
 @dataclass(slots=True)
@@ -193,7 +191,8 @@ def _examples(chunk: Chunk, exclude: np.ndarray) -> Iterator[TokenizedRow]:
     ids = np.split(chunk.ids, np.cumsum(chunk.lengths)[:-1])
     spans = np.split(chunk.spans, np.cumsum(2 * chunk.span_counts)[:-1])
     for i in np.flatnonzero(~np.isin(chunk.contents, exclude)):
-        yield ids[i], spans[i], _origin(chunk, int(i)), int(chunk.adapters[i])
+        arrays = (ids[i], spans[i], chunk.labels[i], chunk.parts[i])
+        yield arrays, _origin(chunk, int(i)), int(chunk.adapters[i])
 
 
 @dataclass(slots=True)
@@ -213,9 +212,8 @@ class Stream:
         start, self.seen = self.seen, self.seen + count
         window = Window(self.names)
         for source in self.slots.between(start, self.seen):
-            ids, spans, origin, adapter = self.sources[source].take()
-            window.ids.append(torch.from_numpy(ids.astype(np.int64)))
-            window.trained.append(torch.from_numpy(trained_mask(len(ids), spans)))
+            arrays, origin, adapter = self.sources[source].take()
+            window.examples.append(Encoded.of(*arrays))
             window.sources.append(window.names.index(self.labels[source]))
             window.origins.append(origin)
             window.adapters.append(adapter)
@@ -264,7 +262,7 @@ def stream(
 def _encoder(
     data: DataConfig, source: SourceConfig, tokenizer: PreTrainedTokenizerBase, encoding: Encoding
 ) -> Callable[[list[Row | BadRow]], Chunk]:
-    encoder = RowEncoder(format_of(source, data.sample_by, streaming=True), tokenizer, encoding)
+    encoder = RowEncoder(format_of(source, data.sample_by, encoding.task, streaming=True), tokenizer, encoding)
 
     def encode(rows: list[Row | BadRow]) -> Chunk:
         chunk = encoder(rows)

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from tunecli.config.errors import Problem
-from tunecli.data.examples import Columns, Example, Messages, PromptCompletion, Unusable
+from tunecli.data.examples import Columns, Example, Labelled, Messages, PromptCompletion, Tagged, Unusable
 from tunecli.data.formats.turns import is_blank
 from tunecli.data.templates import ChatTemplate
 
@@ -34,6 +34,10 @@ def findings(example: Example, special_tokens: Collection[str] = ()) -> list[str
         found = [kind for kind, text in blank.items() if not text.strip()]
     elif isinstance(example, Columns):
         texts, found = list(example.values.values()), []
+    elif isinstance(example, Labelled):
+        texts, found = [example.text, example.pair or ""], []
+    elif isinstance(example, Tagged):
+        texts, found = list(example.words), []
     else:
         texts, found = [example.text], []
     whole = "\n".join(texts)

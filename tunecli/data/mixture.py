@@ -21,11 +21,11 @@ from tunecli.config.data import (
 )
 from tunecli.config.errors import UserError
 from tunecli.data.dataset import TokenizedDataset, tokenized
+from tunecli.data.encoded import Encoded
 from tunecli.data.templates import apply_chat_template_choice
 from tunecli.data.tokens import Encoding
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 
@@ -47,8 +47,8 @@ class Mixture:
         """[parts + 1] int64: index of the first example of each part, and the end of the last"""
         self.names = list(dict.fromkeys(names))
         """the labels; parts of the same label are counted together"""
-        number = np.array([self.names.index(name) for name in names], np.int32)
-        self.sources = np.repeat(number, np.diff(self.starts))
+        self._source_of_part = np.array([self.names.index(name) for name in names], np.int32)
+        self.sources = np.repeat(self._source_of_part, np.diff(self.starts))
         """[examples] int32 index into `names`"""
         self.formats = [part.format for part in parts]
         self.left_out = [entry for part in parts for entry in part.left_out] + list(left_out)
@@ -91,6 +91,14 @@ class Mixture:
         """[examples] int32: which adapter each is for; -1: all of them"""
         return self._column("adapters")
 
+    @cached_property
+    def label_counts(self) -> dict[str, Counter[str]]:
+        """Source -> label -> how often it is that of an example or of a word; examples left out are counted too."""
+        counts: dict[str, Counter[str]] = {name: Counter() for name in self.names}
+        for part, number in zip(self._parts, self._source_of_part, strict=True):
+            counts[self.names[number]] += part.label_counts
+        return counts
+
     def _pairs(self) -> Iterator[tuple[TokenizedDataset, np.ndarray | None]]:
         return zip(self._parts, self._selected, strict=True)
 
@@ -101,8 +109,7 @@ class Mixture:
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Token ids [n] int64 and whether each is trained [n] bool."""
+    def __getitem__(self, index: int) -> Encoded:
         part, i = self._home(index)
         return part[i]
 

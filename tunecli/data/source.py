@@ -26,7 +26,7 @@ from tunecli.data.readers import read_file
 from tunecli.data.readers.opened import DataFile
 from tunecli.data.rows import BadRow, Row
 
-BUILTIN = {"builtin:smoke": Path(__file__).parent / "builtin" / "smoke.jsonl"}
+BUILTIN = {f"builtin:{file.stem}": file for file in sorted((Path(__file__).parent / "builtin").glob("*.jsonl"))}
 
 ABOUT_DATA = {"dataset_info.json", "dataset_infos.json"}
 """What `datasets` writes beside data."""

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
+from tunecli.data.examples import Unusable
+
 if TYPE_CHECKING:
     import tokenizers
     from transformers import PreTrainedTokenizerBase
@@ -52,6 +54,29 @@ class TextEncoder:
         whole = found if isinstance(found, list) else found.ids
         start = next(i for i in range(len(whole)) if whole[i : i + len(plain)] == plain)
         return whole[:start], whole[start + len(plain) :]
+
+    @cached_property
+    def pair_ends(self) -> tuple[list[int], list[int], list[int]]:
+        """What the tokenizer puts in front of two texts that belong together, between them, and behind them."""
+        first, second = self.ids("a"), self.ids("b")
+        whole = self.tokenizer("a", "b")["input_ids"]
+        at = next(i for i in range(len(whole)) if whole[i : i + len(first)] == first)
+        end = at + len(first)
+        then = next(i for i in range(end, len(whole)) if whole[i : i + len(second)] == second)
+        return whole[:at], whole[end:then], whole[then + len(second) :]
+
+    def token_at(self, text: str, character: int) -> int | None:
+        """Which token of `text` the character is in; None: in none.
+
+        Raises:
+            Unusable: the tokenizer cannot tell.
+        """
+        found = self._encoding(text, False)
+        if isinstance(found, list):
+            raise Unusable(
+                "the tokenizer does not tell which token a word is in", "use a model with a fast tokenizer"
+            )
+        return found.char_to_token(character)
 
     def ids_after(self, text: str, more: str) -> list[int]:
         """Ids of `more` as they are after `text`; should a token cross the border, as after a line break: some

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 from tunecli.config.data import Thinking
 from tunecli.data import conversation
-from tunecli.data.examples import Columns, Example, Messages, PromptCompletion, Text, Unusable
+from tunecli.data.examples import Columns, Example, Labelled, Messages, PromptCompletion, Tagged, Text, Unusable
+from tunecli.data.labelled import labelled, tagged
 from tunecli.data.templates import ChatTemplate
 from tunecli.data.text_encoder import Request, TextEncoder
 from tunecli.data.tokens import Encoding, Span, Tokens, fit, window
@@ -104,6 +105,10 @@ def _encode(example: Example, job: _Job) -> Steps:
         items = yield from _conversation(job.template.prepared(_edited(example, job.options)), job)
     elif isinstance(example, PromptCompletion):
         items = yield from _prompt_completion(example, job)
+    elif isinstance(example, Labelled):
+        return (yield from labelled(example, job.encoder, job.options))
+    elif isinstance(example, Tagged):
+        return (yield from tagged(example, job.encoder, job.options))
     elif isinstance(example, Columns):
         return [_filled(example, job)]
     elif job.options.between:

@@ -9,7 +9,7 @@ from enum import Enum
 from typing import Any
 
 from tunecli.config.data import Overlong, Side, SystemPolicy, Thinking
-from tunecli.config.stage import Turns
+from tunecli.config.stage import ProblemType, Subwords, Task, Turns
 from tunecli.data.examples import TooLong, Unusable
 
 EVERY = "*"
@@ -24,11 +24,15 @@ class Encoding:
     """Everything besides the example and the tokenizer (with its chat template) that tokens depend on; each field as
     in the `data` and `stage` groups of the configuration."""
 
+    task: Task = Task.causal_lm
     max_length: int = 2048
     overlong: Overlong = Overlong.truncate
     truncation_side: Side = Side.right
     train_on_prompt: bool = False
     turns: Turns = Turns.all
+    problem_type: ProblemType = ProblemType.single_label
+    label_subwords: Subwords = Subwords.first
+    overlap: int = 0
     system: SystemPolicy = SystemPolicy.keep
     system_prompt: str | None = None
     thinking: Thinking = Thinking.keep
@@ -60,9 +64,13 @@ class Encoding:
 class Tokens:
     input_ids: list[int]
     spans: list[Span]
-    """The tokens that are targets of the loss, in order. Never the first token: nothing comes before it to predict it
-    from."""
+    """The tokens that are targets of the loss, in order. Never the first token where each is predicted from those
+    before it. With tags: the trained tokens of each word. With a label for the whole: none."""
     truncated: bool = False
+    labels: tuple[str, ...] = ()
+    """of the whole, or the tag of each span"""
+    parts: tuple[int, ...] = ()
+    """where each part after the first begins: the second text of a pair, the target after its source"""
 
     @property
     def trained(self) -> list[bool]:

@@ -27,13 +27,16 @@ class Batch:
     attention_mask: Tensor | None
     """[rows, width]"""
     kept: Tensor
-    """[trained] index into the flattened [rows * width] positions whose output predicts a trained token"""
+    """[trained] index into the flattened [rows * width] positions whose output predicts a target"""
     targets: Tensor
-    """[trained] the token ids to predict"""
+    """[trained] what is to be predicted: ids of tokens or labels; float32 where that is a number, or
+    [trained, labels] float32 of 0 and 1 where several labels may hold"""
     weights: Tensor
-    """[trained] float32: 1, or 0 in the rows that only fill up the last global batch"""
+    """[trained] float32: how much each counts, usually 1; 0 in the rows that only fill up the last global batch"""
     sources: Tensor
     """[trained] int64: number of the data source that each comes from"""
+    token_type_ids: Tensor | None = None
+    """shape of `input_ids`: 1 in the second text of a pair; None: the model does not tell them apart"""
     adapters: Tensor | None = None
     """[sequences] int64: which adapter each is for; None: all of them for all"""
     num_tokens: int

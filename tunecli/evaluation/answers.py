@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -18,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from tunecli.config.errors import UserError
 from tunecli.config.evaluation import Combine
 from tunecli.data.batching import Batching, Examples, microbatches
+from tunecli.data.encoded import Encoded
 from tunecli.data.feed import Window
 from tunecli.evaluation.ensemble import best_choice
 from tunecli.models.generate import generate, stop_ids
@@ -41,7 +43,8 @@ class Question:
 
 def question(examples: Examples, index: int) -> Question:
     """The last answer of an example, and what comes before it."""
-    ids, trained = examples[index]
+    example = examples[index]
+    ids, trained = example.input_ids, example.trained
     end = int(trained.nonzero()[-1]) + 1
     untrained = (~trained[:end]).nonzero()
     start = int(untrained[-1]) + 1 if len(untrained) else 0
@@ -116,19 +119,16 @@ def _choice_scores(
     """[questions, choices] fp32: log-probability of each choice."""
     flat = Window(["choices"])
     for question in questions:
-        for ids, trained in _candidates(question, choices, tokenizer):
-            flat.ids.append(ids)
-            flat.trained.append(trained)
+        for candidate in _candidates(question, choices, tokenizer):
+            flat.examples.append(candidate)
             flat.sources.append(0)
             flat.origins.append("choice")
             flat.adapters.append(question.adapter)
     return _log_likelihoods(policy, flat, batching).view(len(questions), len(choices))
 
 
-def _candidates(
-    question: Question, choices: Sequence[str], tokenizer: PreTrainedTokenizerBase
-) -> list[tuple[Tensor, Tensor]]:
-    """The prompt with each choice and the end of the right answer: ids [n] int64 and the choice's tokens [n] bool."""
+def _candidates(question: Question, choices: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
+    """The prompt with each choice and the end of the right answer; the choice's tokens are the trained ones."""
     special = set(tokenizer.all_special_ids)
     content = len(question.answer)
     while content and question.answer[content - 1] in special:
@@ -140,8 +140,8 @@ def _candidates(
         ids = tokenizer(space + choice, add_special_tokens=False)["input_ids"] + question.answer[content:]
         if choice == text_of(question.answer, tokenizer):
             ids = question.answer  # as it was trained, should the tokenizer join it otherwise
-        trained = [False] * len(question.prompt) + [True] * len(ids)
-        found.append((torch.tensor(question.prompt + list(ids)), torch.tensor(trained)))
+        start, whole = len(question.prompt), [*question.prompt, *ids]
+        found.append(Encoded.of(np.array(whole), np.array([start, len(whole)])))
     return found
 
 
@@ -153,7 +153,7 @@ def _log_likelihoods(policy: Policy, examples: Window, batching: Batching) -> Te
         for batch in microbatches(examples, range(start, min(start + TOGETHER, len(examples))), batching):
             logprobs = policy(batch.to(device)).float().cpu()
             row = torch.repeat_interleave(
-                torch.tensor(batch.rows), torch.tensor([int(examples.trained[i].sum()) for i in batch.rows])
+                torch.tensor(batch.rows), torch.tensor([int(examples[i].trained.sum()) for i in batch.rows])
             )
             scores.index_add_(0, row, logprobs)
     return scores

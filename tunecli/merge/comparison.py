@@ -32,7 +32,7 @@ def comparison_sequences(source: Source, tokenizer: PreTrainedTokenizerBase) -> 
         except (UserError, OSError):
             examples = None  # the data are no longer here
         if examples:
-            chosen = [examples[i][0][:LENGTH] for i in range(min(SEQUENCES, len(examples)))]
+            chosen = [examples[i].input_ids[:LENGTH] for i in range(min(SEQUENCES, len(examples)))]
             return chosen, f"{len(chosen)} validation examples"
     generator = torch.Generator().manual_seed(0)
     size = (SEQUENCES, LENGTH // 2)

@@ -27,6 +27,10 @@ SHAPE = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "n
 ARCHITECTURES: dict[str, tuple[str, dict[str, object]]] = {
     "tiny_llama": ("llama", SHAPE | {"num_key_value_heads": 2}),
     "tiny_qwen3": ("qwen3", SHAPE | {"num_key_value_heads": 2, "head_dim": 16}),
+    "tiny_bert": (
+        "bert",
+        SHAPE | {"max_position_embeddings": 512, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+    ),
     "tiny_gpt2": ("gpt2", {"n_embd": 64, "n_inner": 128, "n_layer": 2, "n_head": 4, "n_positions": 1024}),
 }
 """name -> transformers' model type and configuration values"""
@@ -56,10 +60,11 @@ def materialize(name: str) -> Path:
 
 def _write(name: str, folder: Path) -> None:
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
-    tokenizer = byte_tokenizer()
     model_type, values = ARCHITECTURES[name]
+    encoder = model_type == "bert"
+    tokenizer = byte_encoder_tokenizer() if encoder else byte_tokenizer()
     config = AutoConfig.for_model(
         model_type,
         **values,
@@ -70,7 +75,8 @@ def _write(name: str, folder: Path) -> None:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+        kind = AutoModelForMaskedLM if encoder else AutoModelForCausalLM
+        kind.from_config(config, dtype=torch.float32).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
@@ -90,3 +96,19 @@ def byte_tokenizer():  # noqa: ANN201 - a PreTrainedTokenizerFast; importing tra
     )
     wrapped.chat_template = CHATML
     return wrapped
+
+
+def byte_encoder_tokenizer():  # noqa: ANN201 - as above
+    """The same with BERT's special tokens, around texts and pairs of texts as BERT has them."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"})
+    tokenizer.chat_template = None
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, tokenizer.convert_tokens_to_ids(token)) for token in ("[CLS]", "[SEP]")],
+    )
+    tokenizer.padding_side = "right"
+    return tokenizer

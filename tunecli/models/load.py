@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +12,19 @@ import torch
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     GenerationConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 
 from tunecli.config.errors import UserError
 from tunecli.config.model import DType, ModelConfig
+from tunecli.config.stage import ProblemType, Task
 from tunecli.models import builtin
 from tunecli.models.quantization import keep_cpu_weights_unpacked, quantization_config
 
@@ -75,31 +83,96 @@ def stop_tokens(config: ModelConfig) -> list[int]:
     return [stops] if isinstance(stops, int) else stops or []
 
 
-def load_model(config: ModelConfig, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """A causal language model on `device` (or spread by `config.device_map`), weights from safetensors only.
+CLASSES = {
+    Task.causal_lm: AutoModelForCausalLM,
+    Task.sequence_classification: AutoModelForSequenceClassification,
+    Task.token_classification: AutoModelForTokenClassification,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """What a model that has labels gets a head for."""
+
+    labels: list[str]
+    problem_type: ProblemType
+    seed: int
+    """of the head's first weights"""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """In the words of transformers' configurations, which models are saved with."""
+        problem = (
+            "regression"
+            if self.problem_type is ProblemType.regression
+            else f"{self.problem_type.value}_classification"
+        )
+        return {
+            "id2label": dict(enumerate(self.labels)),
+            "label2id": {label: number for number, label in enumerate(self.labels)},
+            "problem_type": problem,
+        }
+
+
+def load_model(
+    config: ModelConfig,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    task: Task = Task.causal_lm,
+    head: Head | None = None,
+) -> PreTrainedModel:
+    """A model on `device` (or spread by `config.device_map`), weights from safetensors only.
 
     Args:
         dtype: of the weights that are not quantised; quantised layers compute in it.
+        head: what it is to tell apart; a head that is stored with the model is kept if it has as many labels. None:
+            as stored.
     """
     quantization = quantization_config(
         config.quantization, double_quantization=config.double_quantization, compute_dtype=dtype
     )
     placement = config.device_map or ({"": device} if quantization is not None or device.type != "cpu" else None)
-    model = _from_pretrained(
-        AutoModelForCausalLM,
-        resolve_path(config.path),
-        config,
-        revision=config.revision,
-        trust_remote_code=config.trust_remote_code,
-        dtype=dtype,
-        use_safetensors=True,
-        device_map=placement,
-        quantization_config=quantization,
-    )
+    with torch.random.fork_rng(devices=[]), _quiet_about(head):
+        torch.manual_seed(head.seed if head is not None else 0)
+        model, found = _from_pretrained(
+            CLASSES[task],
+            resolve_path(config.path),
+            config,
+            revision=config.revision,
+            trust_remote_code=config.trust_remote_code,
+            dtype=dtype,
+            use_safetensors=True,
+            device_map=placement,
+            quantization_config=quantization,
+            output_loading_info=True,
+            **(head.settings | {"ignore_mismatched_sizes": True} if head is not None else {}),
+        )
+    model.new_weights = sorted(found["missing_keys"])  # which no file had
+    model.config.architectures = [type(model).__name__]
     keep_cpu_weights_unpacked(model)
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     return model
+
+
+@contextmanager
+def _quiet_about(head: Head | None) -> Iterator[None]:
+    """A head that is new is no reason for transformers to warn that weights are missing."""
+    before = logging.get_verbosity()
+    if head is not None:
+        logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def task_of(config: PretrainedConfig) -> Task:
+    """What a stored model is for, told from the name of its class."""
+    name = next(iter(config.architectures or ()), "")
+    ends = {"SequenceClassification": Task.sequence_classification, "TokenClassification": Task.token_classification}
+    return next((task for end, task in ends.items() if name.endswith(end)), Task.causal_lm)
 
 
 def weight_dtype(config: ModelConfig, computed_in: torch.dtype, *, frozen: bool) -> torch.dtype:

@@ -47,7 +47,7 @@ class Policy(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """[trained] fp32 log-probabilities of `batch.targets`."""
         trained = len(batch.kept)
-        batch = _filled_up(batch, self.multiple)
+        batch = filled_up(batch, self.multiple)
         if self.head is Head.logits:
             return self._logprobs_of_logits(batch)[:trained]
         hidden = self.lm.get_decoder()(**model_inputs(batch)).last_hidden_state
@@ -74,6 +74,8 @@ def model_inputs(batch: Batch) -> dict[str, Any]:
     """Forward arguments of a transformers model. The empty 4-D mask of a packed row makes transformers build none,
     so that no [tokens, tokens] tensor exists."""
     inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False}
+    if batch.token_type_ids is not None:
+        inputs |= {"token_type_ids": batch.token_type_ids}
     if batch.adapters is not None:
         inputs |= {attention.ADAPTER_OF_ROW: batch.adapters}
     if batch.cu_seq_lens is None:
@@ -82,7 +84,7 @@ def model_inputs(batch: Batch) -> dict[str, Any]:
     return inputs | {"attention_mask": no_mask, "cu_seq_lens_q": batch.cu_seq_lens}
 
 
-def _filled_up(batch: Batch, multiple: int) -> Batch:
+def filled_up(batch: Batch, multiple: int) -> Batch:
     """`batch` with one more sequence of arbitrary tokens at the end, and arbitrary trained tokens to be cut off."""
     if batch.cu_seq_lens is None or multiple == 1:
         return batch
@@ -96,9 +98,10 @@ def _filled_up(batch: Batch, multiple: int) -> Batch:
         input_ids=F.pad(batch.input_ids, (0, more)),
         position_ids=torch.cat([batch.position_ids, filler], dim=1),
         cu_seq_lens=torch.cat([batch.cu_seq_lens, end]) if more else batch.cu_seq_lens,
+        token_type_ids=None if batch.token_type_ids is None else F.pad(batch.token_type_ids, (0, more)),
         adapters=F.pad(batch.adapters, (0, 1)) if more and batch.adapters is not None else batch.adapters,
         kept=F.pad(batch.kept, (0, more_trained)),
-        targets=F.pad(batch.targets, (0, more_trained)),
+        targets=F.pad(batch.targets, (0, more_trained)) if batch.targets.dim() == 1 else batch.targets,
     )
 
 

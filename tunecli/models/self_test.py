@@ -1,4 +1,4 @@
-"""Whether packed rows and the chunked head are exact for this very model, found out by trying, at load.
+"""Whether packed rows and our way to a head are exact for this very model, found out by trying, at load.
 
 Two short random sequences go through the model alone, in its stock attention; then packed into one row through
 `Policy`. How far the second may differ is measured too: it must stay well below what a leak across the boundary does.
@@ -11,11 +11,13 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from tunecli.config.errors import UserError
 from tunecli.config.model import Attention
+from tunecli.config.stage import Task
 from tunecli.engine.batch import Batch
+from tunecli.models.classifier import Classifier
 from tunecli.models.policy import Head, Policy, use_packed_attention
 from tunecli.ops.logprobs import token_logprobs
 
@@ -34,16 +36,20 @@ LOGIT_FIELDS = (
 )
 
 
+Wrapped = Policy | Classifier
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    policy: Policy
+    policy: Wrapped
     note: str
     """for the user; empty where the fast way is exact"""
 
 
 @torch.no_grad()
-def choose_policy(lm: PreTrainedModel, attention: Attention) -> Verdict:
-    """Wrap `lm` in the fastest policy that is exact for it.
+def choose_policy(lm: PreTrainedModel, attention: Attention, task: Task = Task.causal_lm) -> Verdict:
+    """Wrap `lm` in what is fastest of all that is exact for it: in a `Classifier` if `task` has labels, else in a
+    `Policy`.
 
     Raises:
         UserError: `model.attention=packed` was asked for and is not exact, or no way is.
@@ -51,10 +57,11 @@ def choose_policy(lm: PreTrainedModel, attention: Attention) -> Verdict:
     training = lm.training
     lm.eval()
     stock = lm.config._attn_implementation
-    alone, batches = _reference(lm)
+    ways = _classifiers if task.has_labels else _policies
+    alone, batches = _reference(lm, task)
     failure = ""
     if attention is not Attention.padded:
-        policy, failure = _first_exact(_packed_policies(lm), batches, alone)
+        policy, failure = _first_exact(ways(lm, task, packed=True), batches, alone)
         if policy is not None:
             lm.train(training)
             return Verdict(policy, "")
@@ -63,24 +70,32 @@ def choose_policy(lm: PreTrainedModel, attention: Attention) -> Verdict:
                 f"packed rows are not exact: {failure}", where="model.attention", fix="model.attention=auto"
             )
         lm.set_attn_implementation(stock)
-    policy, padded_failure = _first_exact(_padded_policies(lm), batches, alone)
+    policy, padded_failure = _first_exact(ways(lm, task, packed=False), batches, alone)
     lm.train(training)
     if policy is None:
         raise UserError(
-            f"{type(lm).__name__} gives other log-probabilities in a batch than alone: {padded_failure}",
+            f"{type(lm).__name__} gives other outputs in a batch than alone: {padded_failure}",
             where="model.path",
             fix="this model cannot be trained here; please report it",
         )
     return Verdict(policy, f"padding-free rows are off, batches are padded by length: {failure or 'as asked'}")
 
 
-def _packed_policies(lm: PreTrainedModel) -> Iterator[Policy]:
+def _policies(lm: PreTrainedModel, task: Task, *, packed: bool) -> Iterator[Policy]:
+    if packed:
+        use_packed_attention(lm)
+    yield from (Policy(lm, packed=packed, head=head) for head in _heads(lm))
+
+
+def _classifiers(lm: PreTrainedModel, task: Task, *, packed: bool) -> Iterator[Classifier]:
+    whole = task is Task.sequence_classification
+    if not packed:
+        yield Classifier(lm, packed=False, whole=whole)
+        return
     use_packed_attention(lm)
-    yield from (Policy(lm, packed=True, head=head) for head in _heads(lm))
-
-
-def _padded_policies(lm: PreTrainedModel) -> Iterator[Policy]:
-    yield from (Policy(lm, packed=False, head=head) for head in _heads(lm))
+    yield Classifier(lm, packed=True, whole=whole)
+    if lm.config.pad_token_id is not None:
+        yield Classifier(lm, packed=True, whole=whole, first_position=lm.config.pad_token_id + 1)
 
 
 def _heads(lm: PreTrainedModel) -> list[Head]:
@@ -89,45 +104,71 @@ def _heads(lm: PreTrainedModel) -> list[Head]:
     return [Head.logits] if scaled else [Head.chunked, Head.logits]
 
 
-def _reference(lm: PreTrainedModel) -> tuple[Tensor, list[Tensor]]:
-    """Log-probabilities of both sequences, each alone through the stock model; and the sequences."""
+def _reference(lm: PreTrainedModel, task: Task) -> tuple[Tensor, list[Tensor]]:
+    """What each of two sequences gives alone through the stock model, log-probabilities or logits of labels; and the
+    sequences."""
     generator = torch.Generator().manual_seed(0)
     vocabulary = lm.get_input_embeddings().weight.shape[0]
     sequences = [torch.randint(vocabulary, (length,), generator=generator).to(lm.device) for length in LENGTHS]
+    if task.has_labels:
+        sequences = [_with_end(ids, lm.config) for ids in sequences]
+        each = [lm(input_ids=ids[None]).logits.float() for ids in sequences]
+        return torch.cat([logits.view(-1, logits.shape[-1]) for logits in each]), sequences
     alone = [token_logprobs(lm(input_ids=ids[None], use_cache=False).logits[0, :-1], ids[1:]) for ids in sequences]
     return torch.cat(alone), sequences
 
 
-def _first_exact(policies: Iterator[Policy], sequences: list[Tensor], alone: Tensor) -> tuple[Policy | None, str]:
+def _with_end(ids: Tensor, config: PretrainedConfig) -> Tensor:
+    """`ids` without padding and end-of-text tokens, but one at the end where encoder-decoders look for it."""
+    end = config.eos_token_id[0] if isinstance(config.eos_token_id, list) else config.eos_token_id
+    special = [token for token in (end, config.pad_token_id) if token is not None]
+    usual = next(token for token in range(1, 9) if token not in special)
+    ids = ids.masked_fill(torch.isin(ids, ids.new_tensor(special)), usual)
+    return torch.cat([ids[:-1], ids.new_tensor([end])]) if config.is_encoder_decoder else ids
+
+
+def _first_exact(policies: Iterator[Wrapped], sequences: list[Tensor], alone: Tensor) -> tuple[Wrapped | None, str]:
     failure = ""
     try:
         for policy in policies:
             error, leak = _errors(policy, sequences, alone)
             if error <= max(EXACT, SHARE_OF_LEAK * leak):
                 return policy, ""
-            failure = f"log-probabilities differ by {error:.1e} (a leak: {leak:.1e})"
+            failure = f"outputs differ by {error:.1e} (a leak: {leak:.1e})"
     except Exception as error:  # noqa: BLE001 - whatever an unknown architecture raises here means: not this way
         failure = f"{type(error).__name__}: {str(error)[:200]}"
     return None, failure
 
 
-def _errors(policy: Policy, sequences: list[Tensor], alone: Tensor) -> tuple[float, float]:
+def _errors(policy: Wrapped, sequences: list[Tensor], alone: Tensor) -> tuple[float, float]:
     """Mean difference from `alone`, and what it would be if the second sequence saw the first."""
-    batch = (_pack if policy.packed else _pad)(sequences)
+    kept = _kept(policy)
+    batch = _pack(sequences, kept) if policy.packed else _pad(sequences, kept, policy.lm.config.pad_token_id or 0)
     error = (policy(batch) - alone).abs().mean().item()
     if policy.packed:
         assert batch.cu_seq_lens is not None
         joined = replace(batch, cu_seq_lens=batch.cu_seq_lens[[0, -1]])
-    else:
+    elif isinstance(policy, Policy):
         joined = replace(batch, position_ids=batch.position_ids + 1)
-    leak = (policy(joined) - alone).abs()[LENGTHS[0] - 1 :].mean().item()
+    else:  # it counts positions itself
+        joined = replace(batch, input_ids=batch.input_ids.roll(1, 1))
+    leak = (policy(joined) - alone).abs()[len(kept[0]) :].mean().item()
     return error, leak
 
 
-def _pack(sequences: list[Tensor]) -> Batch:
+def _kept(policy: Wrapped) -> list[Tensor]:
+    """The positions of each sequence whose outputs are compared."""
+    if isinstance(policy, Policy):
+        return [torch.arange(length - 1) for length in LENGTHS]
+    if policy.whole:
+        return [torch.tensor([length - 1 if policy.looks_at_last else 0]) for length in LENGTHS]
+    return [torch.arange(length) for length in LENGTHS]
+
+
+def _pack(sequences: list[Tensor], places: list[Tensor]) -> Batch:
     first, second = LENGTHS
     positions = torch.cat([torch.arange(length) for length in LENGTHS]).to(sequences[0].device)
-    kept = torch.cat([torch.arange(first - 1), first + torch.arange(second - 1)])
+    kept = torch.cat([places[0], first + places[1]])
     return _batch(
         torch.cat(sequences)[None],
         positions[None],
@@ -137,13 +178,13 @@ def _pack(sequences: list[Tensor]) -> Batch:
     )
 
 
-def _pad(sequences: list[Tensor]) -> Batch:
+def _pad(sequences: list[Tensor], places: list[Tensor], pad_token_id: int) -> Batch:
     first, width = LENGTHS
-    ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
+    ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=pad_token_id)
     mask = torch.ones_like(ids)
     mask[0, first:] = 0
     positions = torch.arange(width, device=ids.device).expand(2, -1)
-    kept = torch.cat([torch.arange(first - 1), width + torch.arange(width - 1)])
+    kept = torch.cat([places[0], width + places[1]])
     return _batch(ids, positions, kept, sequences, attention_mask=mask)
 
 
@@ -162,7 +203,7 @@ def _batch(
         cu_seq_lens=cu_seq_lens,
         attention_mask=attention_mask,
         kept=kept,
-        targets=torch.cat([ids[1:] for ids in sequences]),
+        targets=torch.cat([ids[1:] for ids in sequences]),  # a classifier reads none
         weights=torch.ones(len(kept)),
         sources=torch.zeros(len(kept), dtype=torch.int64),
         num_tokens=sum(LENGTHS),

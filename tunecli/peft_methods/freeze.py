@@ -28,7 +28,7 @@ from tunecli.config.errors import UserError
 from tunecli.config.peft import FreezeConfig
 from tunecli.peft_methods.layouts import place_of
 from tunecli.peft_methods.ln_tuning import is_norm
-from tunecli.peft_methods.targets import head_names, is_under
+from tunecli.peft_methods.targets import head_names, is_under, task_heads
 from tunecli.peft_methods.tuner import TunerConfig, TunerLayer, TunerModel, base_of, innermost, register
 
 
@@ -219,6 +219,9 @@ def _chosen(config: FreezeConfig, model: PreTrainedModel, names: list[str]) -> s
     heads = head_names(model)
     layers = _last_layers(model, config.last_n_layers)
     chosen = {name for name in names if is_under(name, layers)}
+    if config.head:
+        new = set(getattr(model, "new_weights", ()))
+        chosen |= {name for name in names if is_under(name, task_heads(model)) or name in new}
     if config.norms:
         chosen |= {name for name in names if is_norm(modules[_module(name)])}
     if config.embeddings:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from tunecli.config.errors import UserError
 from tunecli.config.model import ModelConfig
 from tunecli.config.paths import display
+from tunecli.config.stage import ProblemType, Task
 from tunecli.engine.precision import DTYPES, resolve_precision
-from tunecli.models.load import load_model, load_tokenizer, resolve_path, weight_dtype
+from tunecli.models.load import Head, load_model, load_tokenizer, resolve_path, task_of, weight_dtype
 from tunecli.peft_methods.saving import load_adapters
 from tunecli.peft_methods.source import Source, find_source
 
@@ -43,7 +44,20 @@ def require_one(source: Source) -> None:
 
 def load_base(source: Source) -> PreTrainedModel:
     """Without the adapters, in eval mode."""
-    return load_model(source.base, dtype=dtype_of(source), device=device()).eval()
+    task, head = _task_of(source)
+    return load_model(source.base, dtype=dtype_of(source), device=device(), task=task, head=head).eval()
+
+
+def _task_of(source: Source) -> tuple[Task, Head | None]:
+    """What the model is for, and the labels of a head that is stored with the adapters."""
+    saved = source.tokenizer if source.adapters and source.tokenizer is not None else None
+    if saved is None or not (saved / "config.json").is_file():
+        config = _stored_config(source.base)
+        return (Task.causal_lm if config is None else task_of(config)), None
+    config = AutoConfig.from_pretrained(saved)
+    labels = [config.id2label[number] for number in range(len(config.id2label))]
+    problem = (config.problem_type or "single_label").removesuffix("_classification")
+    return task_of(config), Head(labels=labels, problem_type=ProblemType(problem), seed=0)
 
 
 def tokenizer_of(source: Source) -> PreTrainedTokenizerBase:
@@ -68,10 +82,15 @@ def device() -> torch.device:
 
 def _stored_dtype(model: ModelConfig) -> torch.dtype:
     """As the model's own configuration says; without a word there, float32."""
+    config = _stored_config(model)
+    return config.dtype if config is not None and config.dtype in DTYPES.values() else torch.float32
+
+
+def _stored_config(model: ModelConfig) -> PretrainedConfig | None:
+    """None for a model that cannot be had: `load_model` finds the words for that."""
     try:
-        config = AutoConfig.from_pretrained(
+        return AutoConfig.from_pretrained(
             resolve_path(model.path), revision=model.revision, trust_remote_code=model.trust_remote_code
         )
     except (OSError, ValueError):
-        return torch.float32  # `load_model` finds the words for a model that cannot be had
-    return config.dtype if config.dtype in DTYPES.values() else torch.float32
+        return None

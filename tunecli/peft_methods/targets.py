@@ -59,6 +59,15 @@ def head_names(model: PreTrainedModel) -> list[str]:
     return [name for name, module in model.named_modules() if module is head or name in HEADS]
 
 
+def task_heads(model: PreTrainedModel) -> list[str]:
+    """Heads for labels, by their usual names."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if name in HEADS and module is not model.get_output_embeddings()
+    ]
+
+
 def is_under(name: str, parents: Sequence[str]) -> bool:
     return any(name == parent or name.startswith(f"{parent}.") for parent in parents)
 

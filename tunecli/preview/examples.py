@@ -83,7 +83,8 @@ def choose(dataset: Mixture, wanted: Wanted) -> list[int]:
 
 
 def read(dataset: Mixture, index: int, tokenizer: PreTrainedTokenizerBase) -> Example:
-    ids, trained = dataset[index]
+    example = dataset[index]
+    ids, trained = example.input_ids, example.trained
     return Example(
         origin=dataset.origin(index),
         source=dataset.names[int(dataset.sources[index])],

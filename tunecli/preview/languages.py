@@ -64,10 +64,10 @@ def sample_texts(dataset: Mixture, tokenizer: PreTrainedTokenizerBase) -> Iterat
     """
     indices = np.unique(np.linspace(0, len(dataset) - 1, min(SAMPLE, len(dataset))).astype(np.int64)).tolist()
     examples = [dataset[i] for i in indices]
-    all_ids = [ids[:TOKENS].tolist() for ids, _ in examples]
+    all_ids = [example.input_ids[:TOKENS].tolist() for example in examples]
     same = len(os.path.commonprefix(all_ids)) if len(set(map(tuple, all_ids))) > 1 else 0
-    for ids, (whole, trained) in zip(all_ids, examples, strict=True):
-        answers = _words(tokenizer, whole[trained][:TOKENS].tolist())
+    for ids, example in zip(all_ids, examples, strict=True):
+        answers = _words(tokenizer, example.input_ids[example.trained][:TOKENS].tolist())
         long = sum(map(str.isalpha, answers)) >= LETTERS
         yield answers if long else _words(tokenizer, ids[same:])
 

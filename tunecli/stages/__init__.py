@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
-from tunecli.stages.sft import SFT
+from collections.abc import Callable
 
-STAGES = {"sft": SFT}
+from tunecli.engine.stage import Stage
+from tunecli.stages.classify import classify
+from tunecli.stages.setting import Setting
+from tunecli.stages.sft import sft
+from tunecli.stages.tag import tag
+
+STAGES: dict[str, Callable[[Setting], Stage]] = {"sft": sft, "classify": classify, "tag": tag}

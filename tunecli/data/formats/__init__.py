@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tunecli.config.data_checks import FORMATS as READS
+from tunecli.config.data_checks import formats_for
 from tunecli.config.errors import UserError
 from tunecli.config.nearest import did_you_mean
+from tunecli.config.stage import Task
 from tunecli.data.examples import Example, Unusable
-from tunecli.data.formats import alpaca, custom, messages, prompt_completion, row, sharegpt, text
+from tunecli.data.formats import alpaca, custom, labelled, messages, prompt_completion, row, sharegpt, tagging, text
 from tunecli.data.formats.columns import mapped, missing, no_column
 from tunecli.data.formats.detect import candidates
 
@@ -22,6 +24,9 @@ FORMATS: dict[str, Callable[[dict[str, Any]], Example]] = {
     "alpaca": alpaca.convert,
     "prompt_completion": prompt_completion.convert,
     "text": text.convert,
+    "classification": labelled.convert,
+    "pair_classification": labelled.convert_pair,
+    "tagging": tagging.convert,
     "columns": row.convert,
 }
 
@@ -59,8 +64,13 @@ class Format:
         return f"{self.name}{how}{f' ({columns})' if columns else ''}"
 
 
-def choose_format(name: str, columns: dict[str, str], first: dict[str, Any]) -> Format:
-    """The format `name`, or for "auto" the only one that can read the `first` row. Raises UserError."""
+FOR_LANGUAGE_MODELS = formats_for(Task.causal_lm)
+
+
+def choose_format(
+    name: str, columns: dict[str, str], first: dict[str, Any], known: Collection[str] = FOR_LANGUAGE_MODELS
+) -> Format:
+    """The format `name`, or for "auto" the only one of `known` that can read the `first` row. Raises UserError."""
     for expected, source in columns.items():
         absent = missing(first, source)
         if absent is not None:
@@ -69,15 +79,15 @@ def choose_format(name: str, columns: dict[str, str], first: dict[str, Any]) -> 
     if name.startswith(custom.PREFIX):
         return Format(name, columns, note=f"{name} is in {custom.file_of(name)}")
     if name == "auto":
-        return _detected(columns, first)
+        return _detected(columns, first, known)
     if name not in FORMATS:
         fix = f"{did_you_mean(name, FORMATS)}the formats are: auto, {', '.join(FORMATS)}, custom:module:function"
         raise UserError(f"no format {name!r}", where="data.format", fix=fix)
     return Format(name, columns)
 
 
-def _detected(columns: dict[str, str], first: dict[str, Any]) -> Format:
-    found = candidates(first, columns) or _whatever_the_case(first, columns)
+def _detected(columns: dict[str, str], first: dict[str, Any], known: Collection[str]) -> Format:
+    found = candidates(first, columns, known) or _whatever_the_case(first, columns, known)
     if len(found) == 1:
         name, renamed = found[0]
         return Format(name, {**_resolved(renamed, columns), **columns}, detected=True)
@@ -90,15 +100,26 @@ def _detected(columns: dict[str, str], first: dict[str, Any]) -> Format:
     raise UserError(
         f"no format reads these columns: {', '.join(first) or 'none'}",
         where="data.format",
-        fix="say which columns hold question and answer: data.format=alpaca data.columns.instruction=COLUMN "
-        "data.columns.output=COLUMN; or map data.columns.messages or data.columns.text",
+        fix=_how_to_map(known),
     )
 
 
-def _whatever_the_case(first: dict[str, Any], columns: dict[str, str]) -> list[tuple[str, dict[str, str]]]:
+def _how_to_map(known: Collection[str]) -> str:
+    if "alpaca" not in known:
+        formats = [" ".join(f"data.columns.{column}=COLUMN" for column in READS[name]) for name in known]
+        return f"say which columns hold what: {', or '.join(formats)}"
+    return (
+        "say which columns hold question and answer: data.format=alpaca data.columns.instruction=COLUMN "
+        "data.columns.output=COLUMN; or map data.columns.messages or data.columns.text"
+    )
+
+
+def _whatever_the_case(
+    first: dict[str, Any], columns: dict[str, str], known: Collection[str]
+) -> list[tuple[str, dict[str, str]]]:
     """The same for names in capitals and with blanks around them, as people write them in spreadsheets."""
     own = {name.strip().lower(): name for name in first}
-    found = candidates({plain: first[name] for plain, name in own.items()}, columns)
+    found = candidates({plain: first[name] for plain, name in own.items()}, columns, known)
     return [
         (
             name,
@@ -123,7 +144,7 @@ def _overrides(name: str, renamed: dict[str, str]) -> str:
 
 def _by_its_keys(values: dict[str, Any], name: str) -> Example:
     """The example in what a custom function returned."""
-    found = candidates(values, {})
+    found = candidates(values, {}, FORMATS)
     if len(found) != 1:
         raise Unusable(
             f"{name} returns a dict with the keys {', '.join(map(str, values)) or 'none'}, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from typing import Any
 
 PAIRS = (
@@ -14,12 +15,33 @@ PAIRS = (
 """Columns of question and answer, and how the `alpaca` format finds them."""
 
 
-def candidates(values: dict[str, Any], columns: dict[str, str]) -> list[tuple[str, dict[str, str]]]:
-    """Formats that can read a row with these `values`, each with the columns to map besides those that the user maps.
+TEXTS = ("text", "sentence", "content", "review")
+TEXT_PAIRS = (
+    ("text", "text_pair"),
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+    ("question", "passage"),
+)
+LABELS = ("label", "labels")
+WORDS, TAGS = ("tokens", "words"), ("tags", "ner_tags", "pos_tags", "labels")
+
+
+def candidates(
+    values: dict[str, Any], columns: dict[str, str], known: Collection[str]
+) -> list[tuple[str, dict[str, str]]]:
+    """Formats of `known` that can read a row with these `values`, each with the columns to map besides those that the
+    user maps.
 
     What the user maps decides first. Plain text only if nothing else fits: many sets have such a column too.
     """
-    found = _all_candidates({*values, *columns}, values.get(columns.get("conversations", "conversations")))
+    names = {*values, *columns}
+    all_found = [
+        *_labelled(names),
+        *_all_candidates(names, values.get(columns.get("conversations", "conversations"))),
+    ]
+    found = [each for each in all_found if each[0] in known]
     wanted = [(name, renamed) for name, keys, renamed in found if not keys.isdisjoint(columns)]
     return wanted or [(name, renamed) for name, _, renamed in found]
 
@@ -42,6 +64,26 @@ def _all_candidates(known: set[str], turns: Any) -> list[tuple[str, set[str], di
     return [
         ("text", {name}, {} if name == "text" else {"text": name}) for name in ("text", "content") if name in known
     ]
+
+
+def _labelled(known: set[str]) -> Iterator[tuple[str, set[str], dict[str, str]]]:
+    label = next((name for name in LABELS if name in known), None)
+    words, tags = (next((name for name in names if name in known), None) for names in (WORDS, TAGS))
+    if words and tags:
+        yield "tagging", {words, tags}, _renamed({"tokens": words, "tags": tags})
+    if label is None:
+        return
+    pairs = [pair for pair in TEXT_PAIRS if known.issuperset(pair)]
+    for first, second in pairs:
+        renamed = _renamed({"text": first, "text_pair": second, "label": label})
+        yield "pair_classification", {first, second, label}, renamed
+    texts = [name for name in TEXTS if name in known]
+    if texts and not pairs:
+        yield "classification", {texts[0], label}, _renamed({"text": texts[0], "label": label})
+
+
+def _renamed(columns: dict[str, str]) -> dict[str, str]:
+    return {name: column for name, column in columns.items() if name != column}
 
 
 def _conversations(turns: Any) -> tuple[str, set[str], dict[str, str]]:

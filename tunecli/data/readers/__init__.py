@@ -8,7 +8,7 @@ from lzma import LZMAError
 from zipfile import BadZipFile
 
 from tunecli.config.errors import UserError
-from tunecli.data.readers import arrow, csv_table, json_rows, text
+from tunecli.data.readers import arrow, conll, csv_table, json_rows, text
 from tunecli.data.readers.opened import DataFile
 from tunecli.data.rows import BadRow, Row
 
@@ -20,6 +20,7 @@ READERS: dict[str, Callable[[DataFile], Iterator[Row | BadRow]]] = {
     "parquet": arrow.read_parquet,
     "arrow": arrow.read_arrow,
     "text": text.read_text,
+    "conll": conll.read_conll,
 }
 
 DAMAGED = (EOFError, OSError, zlib.error, LZMAError, BadZipFile)

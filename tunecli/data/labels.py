@@ -1,0 +1,144 @@
+"""The labels of classifiers and taggers, by task: their names and numbers.
+
+The order is the one that `stage.labels` gives, else that of the names: whole numbers by size, everything else by
+character. So it never depends on the order or the choice of rows.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tunecli.config.errors import UserError
+from tunecli.config.nearest import did_you_mean
+from tunecli.config.stage import ClassifyConfig, HeadConfig, ProblemType, StageConfig
+from tunecli.data.mixture import Mixture
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NUMBER = "number"
+"""The only label where a number is to be predicted."""
+MOST = 1000
+"""More labels than this are no labels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """Those of several tasks are numbered one task after the other, as if they were one long list."""
+
+    by_task: Mapping[str, list[str]]
+    """at least one task; none is empty"""
+
+    @property
+    def names(self) -> list[str]:
+        """Of all tasks; with the task where there are several."""
+        if len(self.by_task) == 1:
+            return next(iter(self.by_task.values()))
+        return [f"{task}: {label}" for task, labels in self.by_task.items() for label in labels]
+
+    def range_of(self, task: str) -> range:
+        """The numbers of the labels of `task`."""
+        start = 0
+        for name, labels in self.by_task.items():
+            if name == task:
+                return range(start, start + len(labels))
+            start += len(labels)
+        raise KeyError(task)
+
+    def own(self, tasks: Sequence[str]) -> Tensor:
+        """[tasks, labels] bool: which labels are those of each task."""
+        import torch
+
+        mask = torch.zeros(len(tasks), len(self.names), dtype=torch.bool)
+        for row, task in enumerate(tasks):
+            own = self.range_of(task)
+            mask[row, own.start : own.stop] = True
+        return mask
+
+    def number(self, task: str, label: str) -> int:
+        """Raises ValueError if the task has no such label."""
+        return self.range_of(task).start + self.by_task[task].index(label)
+
+
+def find_labels(given: list[str], train: Mixture | None, validation: Mixture | None) -> Labels:
+    """The labels of a run.
+
+    Args:
+        given: `stage.labels`; empty: those of the training rows, or of the validation rows where there are no others.
+
+    Raises:
+        UserError: a row has a label that is not among those given or trained, or there are no labels to be had.
+    """
+    known = train if train is not None else validation
+    if known is None:
+        fix = "stage.labels=[negative,positive]"
+        raise UserError("cannot be found while rows stream", where="stage.labels", fix=fix)
+    labels = Labels({task: given or ordered(counts) for task, counts in known.label_counts.items()})
+    for task, names in labels.by_task.items():
+        _check(task, names)
+    for examples in (train, validation):
+        if examples is not None:
+            check_labels(labels, examples)
+    return labels
+
+
+def run_labels(stage: StageConfig, train: Mixture | None, validation: Mixture | None) -> Labels:
+    """The labels of a run; where numbers are to be predicted one that stands for them. Raises as `find_labels`."""
+    assert isinstance(stage, HeadConfig)
+    if getattr(stage, "problem_type", None) is ProblemType.regression:
+        known = train if train is not None else validation
+        return Labels({task: [NUMBER] for task in (known.names if known is not None else [NUMBER])})
+    return find_labels(stage.labels, train, validation)
+
+
+def class_weights(stage: ClassifyConfig, train: Mixture | None) -> dict[str, float] | None:
+    """Label -> how much its examples count. Balanced ones are those of scikit-learn: the number of examples, divided
+    by the number of labels and by the number of examples with this one."""
+    if not stage.balanced or train is None:
+        return dict(stage.class_weights) or None
+    counts = sum(train.label_counts.values(), Counter())
+    return {label: counts.total() / (len(counts) * count) for label, count in counts.items()}
+
+
+def ordered(labels: Iterable[str]) -> list[str]:
+    """Whole numbers by size, everything else by character."""
+    names = list(labels)
+    return sorted(names, key=int) if all(map(_is_whole_number, names)) else sorted(names)
+
+
+def check_labels(labels: Labels, examples: Mixture) -> None:
+    """Raises UserError if an example has a label that is not among `labels`."""
+    for task, counts in examples.label_counts.items():
+        known = labels.by_task.get(task)
+        if known is None:
+            fix = f"data.mix with tasks of these names: {', '.join(labels.by_task)}"
+            raise UserError(f"there is no task {task!r} among those that are trained", where="data", fix=fix)
+        for label in counts.keys() - set(known):
+            i = next(i for i in range(len(examples)) if label in examples[i].labels)
+            raise UserError(
+                f"the label {label!r} is none of {', '.join(known[:20])}",
+                where=examples.origin(i),
+                fix=f"{did_you_mean(label, known)}mend the row, or name all labels: stage.labels=[...]",
+            )
+
+
+def _check(task: str, names: list[str]) -> None:
+    if len(names) < 2:
+        raise UserError(
+            f"all rows of {task} have the label {names[0]!r}" if names else f"no row of {task} has a label",
+            where="data",
+            fix="rows of two labels or more; or name them all: stage.labels=[negative,positive]",
+        )
+    if len(names) > MOST:
+        raise UserError(
+            f"{task} has {len(names):,} labels, such as {names[0]!r} and {names[1]!r}",
+            where="data",
+            fix="stage.problem_type=regression for numbers; or map another column with data.columns.label",
+        )
+
+
+def _is_whole_number(text: str) -> bool:
+    return text.lstrip("-").isdecimal() and text.isascii()

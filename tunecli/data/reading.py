@@ -1,0 +1,117 @@
+"""What a model reads of an example, and what it is to predict: one reader for each kind of task.
+
+A reader turns an example into token ids, positions whose output counts, and a target for each of these positions.
+Laying several of them side by side is `batching`'s matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from tunecli.config.stage import ProblemType
+from tunecli.data.encoded import Encoded
+from tunecli.data.labels import Labels
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    input_ids: Tensor
+    """[n] int64"""
+    kept: Tensor
+    """[units] positions whose output predicts a target"""
+    targets: Tensor
+    """[units] or [units, labels], see `tunecli.engine.batch.Batch`"""
+    weights: Tensor
+    """[units] float32"""
+    token_types: Tensor | None = None
+    """[n] int64: 1 in the second text of a pair; None: the model does not tell them apart"""
+
+
+Reader = Callable[[Encoded, str], Reading]
+"""From an example and the name of its source."""
+
+
+def next_tokens(example: Encoded, source: str) -> Reading:
+    """For a causal language model: token i is predicted at position i - 1, the first one by nothing."""
+    trained = example.trained[1:]
+    targets = example.input_ids[1:][trained]
+    return Reading(example.input_ids, trained.nonzero()[:, 0], targets, torch.ones(len(targets)))
+
+
+class Place(Enum):
+    """Where a classifier looks for the whole of a text."""
+
+    first = "first"
+    """at the first token: [CLS], or what stands for it"""
+    last = "last"
+    """at the last token, the only one that has seen all others in a causal model"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WholeText:
+    """For a classifier: one target for the whole."""
+
+    labels: Labels
+    problem: ProblemType
+    place: Place
+    token_types: bool = False
+    """whether the model tells the texts of a pair apart"""
+    class_weights: Mapping[str, float] | None = None
+    """of labels; 1 for those that are missing"""
+
+    def __call__(self, example: Encoded, source: str) -> Reading:
+        ids = example.input_ids
+        return Reading(
+            ids,
+            kept=torch.tensor([0 if self.place is Place.first else len(ids) - 1]),
+            targets=self._target(example.labels, source),
+            weights=torch.tensor([self._weight(example.labels)]),
+            token_types=_token_types(example) if self.token_types else None,
+        )
+
+    def _target(self, labels: tuple[str, ...], source: str) -> Tensor:
+        if self.problem is ProblemType.regression:
+            return torch.tensor([float(labels[0])])
+        numbers = [self.labels.number(source, label) for label in labels]
+        if self.problem is ProblemType.single_label:
+            return torch.tensor(numbers)
+        several = torch.zeros(1, len(self.labels.names))
+        several[0, numbers] = 1.0
+        return several
+
+    def _weight(self, labels: tuple[str, ...]) -> float:
+        if self.class_weights is None or self.problem is not ProblemType.single_label:
+            return 1.0
+        return self.class_weights.get(labels[0], 1.0)
+
+
+def _token_types(example: Encoded) -> Tensor:
+    types = torch.zeros_like(example.input_ids)
+    for start in example.parts:
+        types[start:] = 1
+    return types
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EachWord:
+    """For a tagger: a target for each trained token of each word."""
+
+    labels: Labels
+    token_types: bool = False
+
+    def __call__(self, example: Encoded, source: str) -> Reading:
+        lengths = torch.tensor([int(end - start) for start, end in example.spans], dtype=torch.int64)
+        numbers = torch.tensor([self.labels.number(source, tag) for tag in example.labels], dtype=torch.int64)
+        kept = example.trained.nonzero()[:, 0]
+        return Reading(
+            example.input_ids,
+            kept=kept,
+            targets=numbers.repeat_interleave(lengths),
+            weights=torch.ones(len(kept)),
+            token_types=_token_types(example) if self.token_types else None,
+        )

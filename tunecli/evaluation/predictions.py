@@ -1,0 +1,56 @@
+"""Logits of a classifier or tagger for many examples, over all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import nn
+
+from tunecli.data.batching import Batching, Examples, microbatches
+from tunecli.data.encoded import Encoded
+from tunecli.evaluation.evaluator import Abandoned
+
+TOGETHER = 64
+"""Examples that are computed between two looks at whether to go on."""
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module,
+    examples: Examples,
+    batching: Batching,
+    accelerator: Accelerator,
+    proceed: Callable[[float], bool] = lambda done: True,
+) -> list[np.ndarray]:
+    """[units, labels] fp32 logits of each example, on every rank.
+
+    Raises:
+        Abandoned: `proceed`, which is told the share done and asked by all ranks together, said no.
+    """
+    found: dict[int, np.ndarray] = {}
+    order = sorted(range(len(examples)), key=lambda i: -int(examples.lengths[i]))  # those of a length need no padding
+    for start in range(0, len(order), TOGETHER):
+        if not proceed(start / len(order)):
+            raise Abandoned
+        for batch in microbatches(examples, order[start : start + TOGETHER], batching):
+            batch = batch.to(accelerator.device)
+            logits = model(batch).cpu().numpy()
+            sizes = [len(batching.read(examples[row], _source(examples, row)).kept) for row in batch.rows]
+            found.update(zip(batch.rows, np.split(logits, np.cumsum(sizes)[:-1]), strict=False))
+    if accelerator.num_processes > 1:
+        found = dict(gather_object(list(found.items())))
+    return [found[i] for i in range(len(examples))]
+
+
+def of_words(logits: np.ndarray, example: Encoded) -> np.ndarray:
+    """[words, labels]: the rows of `logits` that belong to the first trained token of each word."""
+    lengths = example.spans[:, 1] - example.spans[:, 0]
+    return logits[np.cumsum(lengths) - lengths]
+
+
+def _source(examples: Examples, row: int) -> str:
+    return examples.names[int(examples.sources[row])]

@@ -1,0 +1,40 @@
+"""What a run hands to each stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from accelerate import Accelerator
+
+from tunecli.config.stage import StageConfig
+from tunecli.data.batching import Batching, Examples
+from tunecli.data.feed import Feed
+from tunecli.data.labels import Labels
+from tunecli.evaluation.evaluator import Evaluator
+from tunecli.stages.supervised import Loss, Measure, Supervised
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    config: StageConfig
+    feed: Feed
+    validation: Examples | None
+    evaluator: Evaluator
+    batching: Batching
+    accelerator: Accelerator
+    global_batch_size: int
+    num_examples: int
+    """how many examples training sees in all"""
+    labels: Labels | None = None
+    """of a model with a head for them"""
+
+    def supervised(self, loss_of: Loss, measure: Measure) -> Supervised:
+        return Supervised(
+            feed=self.feed,
+            batching=self.batching,
+            accelerator=self.accelerator,
+            global_batch_size=self.global_batch_size,
+            num_examples=self.num_examples,
+            loss_of=loss_of,
+            measure=measure,
+        )
