@@ -39,28 +39,35 @@ class Labels:
             return next(iter(self.by_task.values()))
         return [f"{task}: {label}" for task, labels in self.by_task.items() for label in labels]
 
-    def range_of(self, task: str) -> range:
-        """The numbers of the labels of `task`."""
-        start = 0
+    def of(self, source: str) -> list[str]:
+        """The labels that rows of `source` may have: where there is one task, rows of any source are of it."""
+        return self.by_task[self._task_of(source)]
+
+    def range_of(self, source: str) -> range:
+        """The numbers of these labels."""
+        start, task = 0, self._task_of(source)
         for name, labels in self.by_task.items():
             if name == task:
-                return range(start, start + len(labels))
+                break
             start += len(labels)
-        raise KeyError(task)
+        return range(start, start + len(self.by_task[task]))
 
-    def own(self, tasks: Sequence[str]) -> Tensor:
-        """[tasks, labels] bool: which labels are those of each task."""
+    def _task_of(self, source: str) -> str:
+        return source if len(self.by_task) > 1 else next(iter(self.by_task))
+
+    def own(self, sources: Sequence[str]) -> Tensor:
+        """[sources, labels] bool: which labels the rows of each source may have."""
         import torch
 
-        mask = torch.zeros(len(tasks), len(self.names), dtype=torch.bool)
-        for row, task in enumerate(tasks):
-            own = self.range_of(task)
+        mask = torch.zeros(len(sources), len(self.names), dtype=torch.bool)
+        for row, source in enumerate(sources):
+            own = self.range_of(source)
             mask[row, own.start : own.stop] = True
         return mask
 
-    def number(self, task: str, label: str) -> int:
-        """Raises ValueError if the task has no such label."""
-        return self.range_of(task).start + self.by_task[task].index(label)
+    def number(self, source: str, label: str) -> int:
+        """Raises ValueError if rows of `source` may not have it."""
+        return self.range_of(source).start + self.of(source).index(label)
 
 
 def find_labels(given: list[str], train: Mixture | None, validation: Mixture | None) -> Labels:
@@ -111,11 +118,11 @@ def ordered(labels: Iterable[str]) -> list[str]:
 
 def check_labels(labels: Labels, examples: Mixture) -> None:
     """Raises UserError if an example has a label that is not among `labels`."""
-    for task, counts in examples.label_counts.items():
-        known = labels.by_task.get(task)
-        if known is None:
-            fix = f"data.mix with tasks of these names: {', '.join(labels.by_task)}"
-            raise UserError(f"there is no task {task!r} among those that are trained", where="data", fix=fix)
+    for source, counts in examples.label_counts.items():
+        if len(labels.by_task) > 1 and source not in labels.by_task:
+            fix = f"data.validation=0.1 takes a share of each task: {', '.join(labels.by_task)}"
+            raise UserError(f"{source!r} is none of the tasks that are trained", where="data.validation", fix=fix)
+        known = labels.of(source)
         for label in counts.keys() - set(known):
             i = next(i for i in range(len(examples)) if label in examples[i].labels)
             raise UserError(

@@ -53,7 +53,7 @@ def measure(
     several = len(examples.names) > 1
     for number, name in enumerate(examples.names):
         rows, own = np.flatnonzero(sources == number).tolist(), labels.range_of(name)
-        values = scores(labels.by_task[name], rows, [logits[i][:, own.start : own.stop] for i in rows])
+        values = scores(labels.of(name), rows, [logits[i][:, own.start : own.stop] for i in rows])
         found |= {f"{metric}/{name}" if several else metric: value for metric, value in values.items()}
     return _means(found) | found if several else found
 

@@ -1,6 +1,7 @@
 """CoNLL files: a word in each line with its tag in the last column, and a blank line after each text.
 
-A row has the columns `tokens` and `tags`. Lines that begin with `-DOCSTART-` or, with no tag, with `#` are no words.
+A row has the columns `tokens` and `tags`. Lines that begin with `-DOCSTART-`, and comments such as `# sent_id = 1` or
+`# id 1`, are no words.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from tunecli.data.examples import Unusable
 from tunecli.data.readers.opened import DataFile, decode, lines, open_text
 from tunecli.data.rows import BadRow, Row
 
+COMMENT = re.compile(r"#\s+(\S+ =|id )")
 BLANKS = re.compile(r"[ \t\r\n]+")
 """Between columns. A word may hold other white space, as tweets do."""
 
@@ -26,6 +28,8 @@ def read_conll(file: DataFile) -> Iterator[Row | BadRow]:
             wrong = wrong or (file.too_long(number, "break it up") if raw is None else file.bad(number, raw))
             continue
         cells = [cell for cell in BLANKS.split(raw) if cell]
+        if COMMENT.match(raw):
+            continue
         if not cells or cells[0] == "-DOCSTART-":
             if wrong or words:
                 yield wrong or _row(file, first, words)
@@ -33,7 +37,7 @@ def read_conll(file: DataFile) -> Iterator[Row | BadRow]:
         elif len(cells) > 1:
             first = first if words else number
             words.append(cells)
-        elif not cells[0].startswith("#"):
+        else:
             error = Unusable(f"{cells[0]!r} has no tag", "write the tag behind the word, with a blank between them")
             wrong = wrong or file.bad(number, error)
 
