@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from architectures import model_of
 
 from tunecli.config.errors import UserError
 from tunecli.config.model import DType, ModelConfig
@@ -118,6 +119,13 @@ class TestHeads:
             assert other.classifier.weight.shape[0] == len(labels)
             assert not torch.equal(other.classifier.weight[:2], model.classifier.weight)
             assert torch.equal(other.bert.pooler.dense.weight, model.bert.pooler.dense.weight)
+
+    def test_an_architecture_without_such_a_head_is_refused(self, tmp_path: Path) -> None:
+        model_of("bart", "seq2seq").save_pretrained(tmp_path)
+        with pytest.raises(UserError, match="no TokenClassification model"):
+            load_model(
+                ModelConfig(path=str(tmp_path)), dtype=torch.float32, device=CPU, task=Task.token_classification
+            )
 
     def test_what_a_stored_model_is_for(self, tmp_path: Path) -> None:
         model = self.load("builtin:tiny_bert", ["a", "b"])

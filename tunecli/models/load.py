@@ -221,6 +221,13 @@ def _from_pretrained(factory: Any, path: str, config: ModelConfig, **kwargs: Any
             fix="check the name, your network and (for a gated model) your Hub login; a local folder works offline",
         ) from error
     except ValueError as error:
+        if "Unrecognized configuration class" in str(error):
+            what = factory.__name__.removeprefix("AutoModelFor")
+            raise UserError(
+                f"{config.path!r} is of an architecture that transformers have no {what} model of",
+                where="model.path",
+                fix="another model, or another stage: tune ls stage",
+            ) from error
         if "trust_remote_code" not in str(error):
             raise
         raise UserError(
