@@ -24,7 +24,7 @@ from tunecli.config.paths import point_latest_at
 from tunecli.config.peft_checks import schedule_problems
 from tunecli.config.run import RunConfig, micro_batch_tokens, to_yaml
 from tunecli.config.run_lock import lock_run
-from tunecli.config.stage import ClassifyConfig, ProblemType, StageConfig, Subwords, Turns
+from tunecli.config.stage import ClassifyConfig, ProblemType, StageConfig, Subwords, Task, Turns
 from tunecli.config.train import Precision
 from tunecli.data import about
 from tunecli.data.batching import Batching, microbatches
@@ -34,7 +34,7 @@ from tunecli.data.labels import Labels, class_weights, run_labels
 from tunecli.data.left_out import LeftOut
 from tunecli.data.mixture import Mixture, build, shares
 from tunecli.data.prompts import chat_prompt, raw_prompt, trained_on_raw_text
-from tunecli.data.reading import EachWord, Place, Reader, WholeText, next_tokens
+from tunecli.data.reading import EachWord, Place, Reader, SourceTarget, WholeText, next_tokens
 from tunecli.data.tokens import Encoding
 from tunecli.engine.batch import Batch
 from tunecli.engine.checkpoint import (
@@ -58,9 +58,18 @@ from tunecli.engine.step_hook import restore_hooks
 from tunecli.engine.trackers import Trackers
 from tunecli.evaluation.answers import check_choices
 from tunecli.evaluation.evaluator import Evaluator
-from tunecli.models.load import Head, load_model, load_tokenizer, num_parameters, resolve_path, weight_dtype
+from tunecli.models.load import (
+    Head,
+    check_kind,
+    load_model,
+    load_tokenizer,
+    num_parameters,
+    resolve_path,
+    weight_dtype,
+)
 from tunecli.models.policy import ONEDNN_MULTIPLE, Policy
 from tunecli.models.self_test import Wrapped, choose_policy
+from tunecli.models.seq2seq_policy import Seq2SeqPolicy, shifted
 from tunecli.peft_methods.by_row import route_rows
 from tunecli.peft_methods.composition import inject, rate_factors, step_hooks
 from tunecli.peft_methods.injection import adapter_name, leave_casts_to_autocast
@@ -176,6 +185,7 @@ def main(config: RunConfig, run_dir: Path) -> int:
 
 def prepare_data(config: RunConfig, *, show_progress: bool) -> Data:
     """Tokenizer and tokenised data, from the cache where they are there already."""
+    check_kind(config.model, config.stage.task)
     tokenizer = load_tokenizer(config.model)
     train, validation = build(config.data, tokenizer, encoding_of(config, tokenizer), show_progress=show_progress)
     if validation is not None and config.evaluation.choices:
@@ -190,6 +200,7 @@ def encoding_of(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Encodi
     return Encoding(
         task=stage.task,
         max_length=data.max_length,
+        max_target_length=getattr(stage, "max_target_length", 0),
         overlong=data.overlong,
         truncation_side=data.truncation_side,
         train_on_prompt=getattr(stage, "train_on_prompt", False),
@@ -324,6 +335,8 @@ def _batching(config: RunConfig, data: Data, policy: Wrapped, *, num_processes: 
 
 def _reader(stage: StageConfig, data: Data, policy: Wrapped) -> Reader:
     """What the model is to predict of an example."""
+    if isinstance(policy, Seq2SeqPolicy):
+        return SourceTarget(shift=partial(shifted, policy.lm))
     if data.labels is None or isinstance(policy, Policy):
         return next_tokens
     token_types = getattr(policy.lm.config, "type_vocab_size", 0) > 1
@@ -344,7 +357,7 @@ def prompt_ids(config: RunConfig, data: Data) -> list[list[int]]:
     formats = [format.name for format in known.formats] if known is not None else [config.data.format]
     encoding = encoding_of(config, data.tokenizer)
     try:
-        if encoding.template or trained_on_raw_text(config.data, formats):
+        if encoding.template or encoding.task is Task.seq2seq_lm or trained_on_raw_text(config.data, formats):
             return [raw_prompt(text, data.tokenizer, encoding) for text in config.evaluation.prompts]
         chats = [[{"role": "user", "content": text}] for text in config.evaluation.prompts]
         return [chat_prompt(chat, data.tokenizer, encoding) for chat in chats]

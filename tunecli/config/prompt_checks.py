@@ -8,7 +8,7 @@ from tunecli.config.data import training_sources
 from tunecli.config.errors import Problem
 from tunecli.config.peft import PromptInit, PromptTuningConfig, PTuningConfig
 from tunecli.config.run import RunConfig
-from tunecli.config.stage import SFTConfig, Turns
+from tunecli.config.stage import SFTConfig, Task, Turns
 from tunecli.config.template import Field, Template, Virtual, Words, parse_template
 from tunecli.config.virtual import virtual_ids
 
@@ -52,6 +52,9 @@ def _start(key: str, method: PromptTuningConfig) -> Iterator[Problem]:
 
 
 def _template(key: str, template: Template, config: RunConfig) -> Iterator[Problem]:
+    if config.stage.task is Task.seq2seq_lm:
+        yield from _for_encoder_decoders(key, template)
+        return
     if template.has_mask:
         fix = "{label} at the end, which causal models answer with"
         yield Problem(
@@ -71,6 +74,14 @@ def _template(key: str, template: Template, config: RunConfig) -> Iterator[Probl
         yield Problem(
             key, "has something in front of {completion}, which is the last answer of several", "stage.turns=last"
         )
+
+
+def _for_encoder_decoders(key: str, template: Template) -> Iterator[Problem]:
+    """The prompt is what the encoder reads, with everything that stands around it; the completion is the target."""
+    if template.has_mask or template.columns:
+        named = "{mask}" if template.has_mask else ", ".join(f"{{{name}}}" for name in template.columns)
+        fix = '"{v20} {prompt} {completion}"; data.columns.source can write a source from several columns'
+        yield Problem(key, f"has {named}, and an encoder-decoder reads a source and writes a target", fix)
 
 
 def _formats(config: RunConfig) -> set[str]:

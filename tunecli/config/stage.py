@@ -17,6 +17,7 @@ class Task(Enum):
     """What a model is asked for; transformers has a class for each."""
 
     causal_lm = "causal_lm"
+    seq2seq_lm = "seq2seq_lm"
     sequence_classification = "sequence_classification"
     token_classification = "token_classification"
 
@@ -99,4 +100,22 @@ class TagConfig(HeadConfig):
         return Task.token_classification
 
 
-STAGE_SCHEMAS: dict[str, type[StageConfig]] = {"sft": SFTConfig, "classify": ClassifyConfig, "tag": TagConfig}
+@dataclass(kw_only=True, slots=True)
+class Seq2SeqConfig(StageConfig):
+    """Text to text with an encoder-decoder: cross-entropy on the target."""
+
+    name: str = "seq2seq"
+    max_target_length: int = 256
+    """Longest target in tokens, its end-of-text token included; `data.max_length` is that of the source."""
+
+    @property
+    def task(self) -> Task:
+        return Task.seq2seq_lm
+
+
+STAGE_SCHEMAS: dict[str, type[StageConfig]] = {
+    "sft": SFTConfig,
+    "classify": ClassifyConfig,
+    "tag": TagConfig,
+    "seq2seq": Seq2SeqConfig,
+}

@@ -108,10 +108,10 @@ def collate(examples: Examples, indices: Sequence[int], batching: Batching, *, f
         batching.read(examples[i], examples.names[source])
         for i, source in zip(indices, sources.tolist(), strict=True)
     ]
-    lengths = [len(reading.input_ids) for reading in readings]
-    width = max(lengths)
+    outputs = [reading.outputs for reading in readings]
+    width = max(outputs)
     starts = [0]
-    for length in lengths:
+    for length in outputs:
         starts.append(starts[-1] + (length if batching.packed else width))
     units = torch.tensor([len(reading.kept) for reading in readings])
     weights = torch.cat([reading.weights for reading in readings])
@@ -123,7 +123,7 @@ def collate(examples: Examples, indices: Sequence[int], batching: Batching, *, f
         weights=torch.zeros_like(weights) if filler else weights,
         sources=sources.repeat_interleave(units),
         adapters=adapters if (adapters >= 0).any() else None,
-        num_tokens=0 if filler else sum(lengths),
+        num_tokens=0 if filler else sum(map(_num_tokens, readings)),
         rows=() if filler else tuple(indices),
     )
 
@@ -144,13 +144,20 @@ def _padded(readings: list[Reading], pad_token_id: int) -> dict[str, Tensor | No
         return torch.nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=value)
 
     types = [reading.token_types for reading in readings if reading.token_types is not None]
+    decoder = [reading.decoder_input_ids for reading in readings if reading.decoder_input_ids is not None]
     return {
         "input_ids": pad([reading.input_ids for reading in readings], pad_token_id),
         "position_ids": pad(_positions(readings), 0),
         "cu_seq_lens": None,
         "attention_mask": pad([torch.ones_like(reading.input_ids) for reading in readings], 0),
         "token_type_ids": pad(types, 0) if types else None,
+        "decoder_input_ids": pad(decoder, pad_token_id) if decoder else None,
+        "decoder_attention_mask": pad([torch.ones_like(ids) for ids in decoder], 0) if decoder else None,
     }
+
+
+def _num_tokens(reading: Reading) -> int:
+    return len(reading.input_ids) + (0 if reading.decoder_input_ids is None else reading.outputs)
 
 
 def _positions(readings: list[Reading]) -> list[Tensor]:

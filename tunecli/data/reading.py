@@ -30,6 +30,13 @@ class Reading:
     """[units] float32"""
     token_types: Tensor | None = None
     """[n] int64: 1 in the second text of a pair; None: the model does not tell them apart"""
+    decoder_input_ids: Tensor | None = None
+    """[m] int64: what the decoder of an encoder-decoder reads, whose positions `kept` are then"""
+
+    @property
+    def outputs(self) -> int:
+        """Positions that the model has an output for."""
+        return len(self.input_ids if self.decoder_input_ids is None else self.decoder_input_ids)
 
 
 Reader = Callable[[Encoded, str], Reading]
@@ -41,6 +48,32 @@ def next_tokens(example: Encoded, source: str) -> Reading:
     trained = example.trained[1:]
     targets = example.input_ids[1:][trained]
     return Reading(example.input_ids, trained.nonzero()[:, 0], targets, torch.ones(len(targets)))
+
+
+Shift = Callable[[Tensor], Tensor]
+"""From a target [m] to what the decoder reads when it predicts it [m]: a start token, say, then all but the last."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceTarget:
+    """For an encoder-decoder: each token of the target is predicted from the source and the target before it."""
+
+    shift: Shift
+
+    def __call__(self, example: Encoded, source: str) -> Reading:
+        (start,) = example.parts
+        return read_and_write(example.input_ids[:start], example.input_ids[start:], self.shift)
+
+
+def read_and_write(source: Tensor, target: Tensor, shift: Shift) -> Reading:
+    """`source` [n] for the encoder, `target` [m] for the decoder."""
+    return Reading(
+        source,
+        kept=torch.arange(len(target)),
+        targets=target,
+        weights=torch.ones(len(target)),
+        decoder_input_ids=shift(target),
+    )
 
 
 class Place(Enum):

@@ -23,9 +23,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from tunecli.config.data import Thinking
+from tunecli.config.stage import Task
 from tunecli.data import conversation
 from tunecli.data.examples import Columns, Example, Labelled, Messages, PromptCompletion, Tagged, Text, Unusable
 from tunecli.data.labelled import labelled, tagged
+from tunecli.data.source_target import plain_pair, source_target
 from tunecli.data.templates import ChatTemplate
 from tunecli.data.text_encoder import Request, TextEncoder
 from tunecli.data.tokens import Encoding, Span, Tokens, fit, window
@@ -101,6 +103,9 @@ def _checked(requests: list[Request]) -> list[Request]:
 
 
 def _encode(example: Example, job: _Job) -> Steps:
+    if job.options.task is Task.seq2seq_lm and isinstance(example, Messages | PromptCompletion):
+        pair = example if isinstance(example, PromptCompletion) else plain_pair(_edited(example, job.options))
+        return (yield from source_target(pair, job.encoder, job.options))
     if isinstance(example, Messages):
         items = yield from _conversation(job.template.prepared(_edited(example, job.options)), job)
     elif isinstance(example, PromptCompletion):

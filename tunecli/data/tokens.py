@@ -26,6 +26,8 @@ class Encoding:
 
     task: Task = Task.causal_lm
     max_length: int = 2048
+    max_target_length: int = 0
+    """of the target of an encoder-decoder, whose source `max_length` is for"""
     overlong: Overlong = Overlong.truncate
     truncation_side: Side = Side.right
     train_on_prompt: bool = False

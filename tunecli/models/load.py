@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
@@ -85,6 +87,7 @@ def stop_tokens(config: ModelConfig) -> list[int]:
 
 CLASSES = {
     Task.causal_lm: AutoModelForCausalLM,
+    Task.seq2seq_lm: AutoModelForSeq2SeqLM,
     Task.sequence_classification: AutoModelForSequenceClassification,
     Task.token_classification: AutoModelForTokenClassification,
 }
@@ -172,7 +175,33 @@ def task_of(config: PretrainedConfig) -> Task:
     """What a stored model is for, told from the name of its class."""
     name = next(iter(config.architectures or ()), "")
     ends = {"SequenceClassification": Task.sequence_classification, "TokenClassification": Task.token_classification}
-    return next((task for end, task in ends.items() if name.endswith(end)), Task.causal_lm)
+    language_model = Task.seq2seq_lm if config.is_encoder_decoder else Task.causal_lm
+    return next((task for end, task in ends.items() if name.endswith(end)), language_model)
+
+
+def check_kind(config: ModelConfig, task: Task) -> None:
+    """Raises UserError: an encoder-decoder for a stage that trains decoders, or the other way round."""
+    if task not in (Task.causal_lm, Task.seq2seq_lm):
+        return
+    found = _from_pretrained(
+        AutoConfig,
+        resolve_path(config.path),
+        config,
+        revision=config.revision,
+        trust_remote_code=config.trust_remote_code,
+    )
+    if task is Task.seq2seq_lm and not found.is_encoder_decoder:
+        raise UserError(
+            f"{config.path} ({found.model_type}) is no encoder-decoder",
+            where="model.path",
+            fix="stage=sft trains decoders; or a T5, BART or the like",
+        )
+    if task is Task.causal_lm and found.is_encoder_decoder:
+        raise UserError(
+            f"{config.path} ({found.model_type}) is an encoder-decoder",
+            where="model.path",
+            fix="stage=seq2seq trains it; or a model that is a decoder alone",
+        )
 
 
 def weight_dtype(config: ModelConfig, computed_in: torch.dtype, *, frozen: bool) -> torch.dtype:

@@ -6,8 +6,14 @@ from collections.abc import Callable
 
 from tunecli.engine.stage import Stage
 from tunecli.stages.classify import classify
+from tunecli.stages.seq2seq import seq2seq
 from tunecli.stages.setting import Setting
 from tunecli.stages.sft import sft
 from tunecli.stages.tag import tag
 
-STAGES: dict[str, Callable[[Setting], Stage]] = {"sft": sft, "classify": classify, "tag": tag}
+STAGES: dict[str, Callable[[Setting], Stage]] = {
+    "sft": sft,
+    "classify": classify,
+    "tag": tag,
+    "seq2seq": seq2seq,
+}
