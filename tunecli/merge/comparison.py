@@ -41,10 +41,16 @@ def comparison_sequences(source: Source, tokenizer: PreTrainedTokenizerBase) -> 
 
 @torch.no_grad()
 def logits(model: torch.nn.Module, sequences: list[Tensor]) -> list[Tensor]:
-    """Of each sequence alone, in fp32 arithmetic whatever stores the weights; [tokens, vocabulary], on the CPU."""
+    """Of each sequence alone, in fp32 arithmetic whatever stores the weights; [tokens, vocabulary], on the CPU. An
+    encoder-decoder reads it on both sides."""
     device = next(model.parameters()).device
+    sides = ["input_ids", "decoder_input_ids"] if model.config.is_encoder_decoder else ["input_ids"]
+    found = []
     with _computing_in_fp32(model):
-        return [model(input_ids=ids[None].to(device), use_cache=False).logits[0].float().cpu() for ids in sequences]
+        for ids in sequences:
+            inputs = dict.fromkeys(sides, ids[None].to(device))
+            found.append(model(**inputs, use_cache=False).logits[0].float().cpu())
+    return found
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from tunecli.merge.inputs import Inputs, by_kind, kind_of
 from tunecli.models.load import load_model
 from tunecli.peft_methods.freeze import FreezeLayer
 from tunecli.peft_methods.injection import activate
-from tunecli.peft_methods.loading import device, dtype_of, load_base
+from tunecli.peft_methods.loading import base_task, device, dtype_of, load_base
 from tunecli.peft_methods.saving import load_adapter
 from tunecli.peft_methods.source import Source
 
@@ -160,8 +160,11 @@ def _close(found: Tensor, expected: Tensor) -> bool:
 
 def average(source: Source, interpolation: float, sequences: list[Tensor]) -> tuple[PreTrainedModel, Expected]:
     """A full run's model and what it began with, weight by weight in fp32."""
-    start = load_model(source.started_from, dtype=torch.float32, device=device())
-    tuned = load_model(source.base, dtype=torch.float32, device=device())
+    task = base_task(source)
+    if task.has_labels:
+        raise UserError("its head is new, and its base has none to average it with", where=source.path)
+    start = load_model(source.started_from, dtype=torch.float32, device=device(), task=task)
+    tuned = load_model(source.base, dtype=torch.float32, device=device(), task=task)
     weights = dict(start.named_parameters())
     with torch.no_grad():
         for name, parameter in tuned.named_parameters():
