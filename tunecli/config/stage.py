@@ -17,6 +17,7 @@ class Task(Enum):
     """What a model is asked for; transformers has a class for each."""
 
     causal_lm = "causal_lm"
+    masked_lm = "masked_lm"
     sequence_classification = "sequence_classification"
     token_classification = "token_classification"
 

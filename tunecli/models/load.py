@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
@@ -85,6 +86,7 @@ def stop_tokens(config: ModelConfig) -> list[int]:
 
 CLASSES = {
     Task.causal_lm: AutoModelForCausalLM,
+    Task.masked_lm: AutoModelForMaskedLM,
     Task.sequence_classification: AutoModelForSequenceClassification,
     Task.token_classification: AutoModelForTokenClassification,
 }
@@ -171,7 +173,11 @@ def _quiet_about(head: Head | None) -> Iterator[None]:
 def task_of(config: PretrainedConfig) -> Task:
     """What a stored model is for, told from the name of its class."""
     name = next(iter(config.architectures or ()), "")
-    ends = {"SequenceClassification": Task.sequence_classification, "TokenClassification": Task.token_classification}
+    ends = {
+        "SequenceClassification": Task.sequence_classification,
+        "TokenClassification": Task.token_classification,
+        "MaskedLM": Task.masked_lm,
+    }
     return next((task for end, task in ends.items() if name.endswith(end)), Task.causal_lm)
 
 
