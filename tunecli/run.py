@@ -21,10 +21,11 @@ from tunecli.config.errors import ConfigError, UserError
 from tunecli.config.launch import Strategy
 from tunecli.config.paths import display as typed
 from tunecli.config.paths import point_latest_at
+from tunecli.config.peft import without_head
 from tunecli.config.peft_checks import schedule_problems
 from tunecli.config.run import RunConfig, micro_batch_tokens, to_yaml
 from tunecli.config.run_lock import lock_run
-from tunecli.config.stage import ClassifyConfig, ProblemType, StageConfig, Subwords, Task, Turns
+from tunecli.config.stage import ClassifyConfig, HeadConfig, ProblemType, StageConfig, Subwords, Task, Turns
 from tunecli.config.train import Precision
 from tunecli.data import about
 from tunecli.data.batching import Batching, microbatches
@@ -190,7 +191,8 @@ def prepare_data(config: RunConfig, *, show_progress: bool) -> Data:
     train, validation = build(config.data, tokenizer, encoding_of(config, tokenizer), show_progress=show_progress)
     if validation is not None and config.evaluation.choices:
         check_choices(validation, tokenizer, config.evaluation.choices)
-    labels = run_labels(config.stage, train, validation) if config.stage.task.has_labels else None
+    stage = config.stage
+    labels = run_labels(config.data, stage, train, validation) if isinstance(stage, HeadConfig) else None
     return Data(tokenizer, train, validation, labels)
 
 
@@ -205,6 +207,7 @@ def encoding_of(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Encodi
         truncation_side=data.truncation_side,
         train_on_prompt=getattr(stage, "train_on_prompt", False),
         turns=getattr(stage, "turns", Turns.all),
+        labels=tuple(getattr(stage, "labels", ())),
         problem_type=getattr(stage, "problem_type", ProblemType.single_label),
         label_subwords=getattr(stage, "label_subwords", Subwords.first),
         overlap=getattr(stage, "overlap", 0),
@@ -275,7 +278,7 @@ def build_policy(
         starts=starts,
     )
     if config.data.adapter_column is not None:
-        route_rows(lm, [adapter_name(name) for name in config.peft])
+        route_rows(lm, [adapter_name(name) for name in without_head(config.peft)])
     if precision is not Precision.fp32:
         leave_casts_to_autocast(lm)
         verdict.policy.multiple = ONEDNN_MULTIPLE if device.type == "cpu" else 1

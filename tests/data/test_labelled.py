@@ -226,13 +226,18 @@ class TestLabels:
     @pytest.mark.parametrize("seed", range(4))
     def test_their_order_never_depends_on_that_of_the_rows(self, tmp_path: Path, seed: int):
         rows = random.Random(seed).sample(self.ROWS, len(self.ROWS))
-        train, validation = prepare(DataConfig(path=write(tmp_path / "rows.jsonl", rows)))
-        assert run_labels(ClassifyConfig(), train, validation).names == ["a", "b", "c"]
+        data = DataConfig(path=write(tmp_path / "rows.jsonl", rows))
+        assert run_labels(data, ClassifyConfig(), *prepare(data)).names == ["a", "b", "c"]
 
     def test_numbers_are_ordered_by_size_and_given_labels_as_given(self, tmp_path: Path):
         assert ordered(["10", "9", "-1"]) == ["-1", "9", "10"] and ordered(["10", "9", "x"]) == ["10", "9", "x"]
-        train, _ = prepare(DataConfig(path=write(tmp_path / "rows.jsonl", self.ROWS)))
-        assert run_labels(ClassifyConfig(labels=["c", "b", "a", "d"]), train, None).names == ["c", "b", "a", "d"]
+        data = DataConfig(path=write(tmp_path / "rows.jsonl", self.ROWS))
+        assert run_labels(data, ClassifyConfig(labels=["c", "b", "a", "d"]), *prepare(data)).names == [
+            "c",
+            "b",
+            "a",
+            "d",
+        ]
 
     def test_balanced_weights_are_scikit_learns(self, tmp_path: Path):
         from sklearn.utils.class_weight import compute_class_weight
@@ -249,35 +254,44 @@ class TestLabels:
             SourceConfig(path=write(tmp_path / "one.jsonl", self.ROWS), task="one"),
             SourceConfig(path=write(tmp_path / "two.jsonl", other), task="two"),
         ]
-        train, _ = prepare(DataConfig(path=None, mix=mix))
-        labels = run_labels(ClassifyConfig(), train, None)
+        data = DataConfig(path=None, mix=mix)
+        labels = run_labels(data, ClassifyConfig(), *prepare(data))
         assert labels.names == ["one: a", "one: b", "one: c", "two: no", "two: yes"]
         assert labels.range_of("two") == range(3, 5) and labels.number("two", "yes") == 4
         assert labels.own(["two", "one"]).tolist() == [[False] * 3 + [True] * 2, [True] * 3 + [False] * 2]
+
+    def test_sources_without_a_task_have_one_list(self, tmp_path: Path):
+        other = write(tmp_path / "two.jsonl", [{"text": "x", "label": "d"}])
+        mix = [SourceConfig(path=write(tmp_path / "one.jsonl", self.ROWS)), SourceConfig(path=other)]
+        data = DataConfig(path=None, mix=mix)
+        labels = run_labels(data, ClassifyConfig(), *prepare(data))
+        assert labels.names == ["a", "b", "c", "d"] and labels.number("two", "d") == 3
 
     def test_an_unknown_label_names_its_row(self, tmp_path: Path):
         held_out = write(tmp_path / "held.jsonl", [{"text": "x", "label": "a"}, {"text": "z", "label": "bb"}])
         data = DataConfig(path=write(tmp_path / "rows.jsonl", self.ROWS), validation=held_out)
         with pytest.raises(UserError, match=r"held.jsonl row 2: the label 'bb' is none of a, b, c") as caught:
-            run_labels(ClassifyConfig(), *prepare(data))
+            run_labels(data, ClassifyConfig(), *prepare(data))
         assert "did you mean b" in str(caught.value)
 
     def test_one_label_is_too_few_and_thousands_too_many(self, tmp_path: Path):
-        same = write(tmp_path / "same.jsonl", [{"text": "x", "label": "a"}] * 3)
-        with pytest.raises(UserError, match="all rows of same have the label 'a'"):
-            run_labels(ClassifyConfig(), *prepare(DataConfig(path=same)))
-        many = write(tmp_path / "many.jsonl", [{"text": "x", "label": i / 7} for i in range(1, 1500)])
+        same = DataConfig(path=write(tmp_path / "same.jsonl", [{"text": "x", "label": "a"}] * 3))
+        with pytest.raises(UserError, match="all rows have the label 'a'"):
+            run_labels(same, ClassifyConfig(), *prepare(same))
+        numbers = [{"text": "x", "label": i / 7} for i in range(1, 1500)]
+        many = DataConfig(path=write(tmp_path / "many.jsonl", numbers))
         with pytest.raises(UserError, match="labels, such as") as caught:
-            run_labels(ClassifyConfig(), *prepare(DataConfig(path=many)))
+            run_labels(many, ClassifyConfig(), *prepare(many))
         assert "regression" in str(caught.value)
 
     def test_tags_of_a_conll_file(self, tmp_path: Path):
         text = "-DOCSTART- -X- O\n\n# sent_id = 1\nEU NNP B-ORG\nrejects VBZ O\n\n\nPeter\tB-PER\nBlackburn\tI-PER\n"
         (tmp_path / "train.conll").write_text(text)
-        train, _ = prepare(DataConfig(path=str(tmp_path / "train.conll")), Task.token_classification)
+        data = DataConfig(path=str(tmp_path / "train.conll"))
+        train, _ = prepare(data, Task.token_classification)
         assert [train[i].labels for i in range(2)] == [("B-ORG", "O"), ("B-PER", "I-PER")]
         assert [train.origin(i).partition(" row ")[2] for i in range(2)] == ["4", "8"]
-        assert run_labels(TagConfig(), train, None).names == ["B-ORG", "B-PER", "I-PER", "O"]
+        assert run_labels(data, TagConfig(), train, None).names == ["B-ORG", "B-PER", "I-PER", "O"]
 
     def test_a_word_without_a_tag_names_its_line(self, tmp_path: Path):
         (tmp_path / "train.conll").write_text("EU B-ORG\nrejects\n\nPeter B-PER\n")

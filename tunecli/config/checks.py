@@ -18,6 +18,7 @@ from tunecli.config.launch import Strategy
 from tunecli.config.nearest import did_you_mean
 from tunecli.config.peft_checks import missing_starts, peft_problems
 from tunecli.config.run import RunConfig
+from tunecli.config.stage_checks import stage_problems
 from tunecli.config.train import Precision
 
 POSITIVE = (
@@ -71,6 +72,7 @@ def find_problems(config: RunConfig, *, new_run: bool = False) -> list[Problem]:
         *_launch(config),
         *_model_path(config),
         *data_problems(config),
+        *stage_problems(config),
         *([*missing_starts(config), *_output_dir(config)] if new_run else []),
     ]
 

@@ -5,6 +5,7 @@ Field names are peft's where peft has them. What is true of a method whatever it
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -345,6 +346,11 @@ class FreezeConfig(PeftConfig):
 
 HEAD = "head"
 """The entry that trains the head of a classifier or tagger beside other methods."""
+
+
+def without_head(methods: Mapping[str, PeftConfig]) -> dict[str, PeftConfig]:
+    """The methods that a row can choose among (`data.adapter_column`): a head is on for every row."""
+    return {name: method for name, method in methods.items() if name != HEAD}
 
 
 PEFT_SCHEMAS: dict[str, type[PeftConfig]] = {

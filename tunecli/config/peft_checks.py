@@ -18,6 +18,7 @@ from tunecli.config.peft import (
     PeftConfig,
     PfeifferConfig,
     Placement,
+    without_head,
 )
 from tunecli.config.peft_facts import FACTS
 from tunecli.config.prompt_checks import prompt_problems
@@ -93,7 +94,7 @@ def _by_row(config: RunConfig) -> Iterator[Problem]:
     if not config.peft:
         fix = "one entry of peft for each adapter, as in +peft@peft.alice=lora, or data.adapter_column=null"
         yield Problem("data.adapter_column", "chooses among adapters, and there is none", fix)
-    for name, method in config.peft.items():
+    for name, method in without_head(config.peft).items():
         if method.method not in BY_ROW or getattr(method, "use_dora", False):
             what = f"{method.method}{' with DoRA' if method.method in BY_ROW else ''} cannot be chosen by row"
             yield Problem(f"peft.{name}", what, f"data.adapter_column=null, or one of: {', '.join(BY_ROW)}")

@@ -70,7 +70,13 @@ def _template(key: str, template: Template, config: RunConfig) -> Iterator[Probl
     if template.columns and isinstance(config.stage, SFTConfig) and config.stage.train_on_prompt:
         key, fix = "stage.train_on_prompt", "stage.train_on_prompt=false"
         yield Problem(key, "is true, and of a template only {label} is trained", fix)
-    if not template.columns and _between(template) and not _last_answer_only(config):
+    if not template.columns and _between(template) and config.stage.task.has_labels:
+        yield Problem(
+            key,
+            "has something behind {prompt}, where a classifier has no {completion}",
+            '"{v20} {prompt} {completion}"',
+        )
+    elif not template.columns and _between(template) and not _last_answer_only(config):
         yield Problem(
             key, "has something in front of {completion}, which is the last answer of several", "stage.turns=last"
         )

@@ -18,6 +18,7 @@ class Task(Enum):
 
     causal_lm = "causal_lm"
     seq2seq_lm = "seq2seq_lm"
+    masked_lm = "masked_lm"
     sequence_classification = "sequence_classification"
     token_classification = "token_classification"
 

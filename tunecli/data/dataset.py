@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 CACHE_VERSION = 4
 """To be raised with every change of formats, templates or tokenisation that changes tokens."""
+TASK = "task"
+"""Column of the name of a row's task."""
 LOOKED_AT = 100
 """Rows whose columns tell the format."""
 STALE_SECONDS = 24 * 3600
@@ -156,13 +158,21 @@ def tokenized(
     folder = cache_dir() / "tokens" / _key(source, format, content, tokenizer, encoding)
     if not folder.exists():
         encoder = RowEncoder(format, tokenizer, encoding)
-        chunks = encode(read_rows(source, sample_by), encoder, num_workers=num_workers)
+        chunks = encode(rows_of(source, sample_by), encoder, num_workers=num_workers)
         shown = _with_progress(chunks, source.path, show_progress)
         _write(folder, shown, on_bad_row, {"fingerprint": content, "names": names})
     dataset = TokenizedDataset(folder, names, format)
     if on_bad_row is OnBadRow.error:
         raise_bad_row(dataset.left_out)
     return dataset
+
+
+def rows_of(source: SourceConfig, sample_by: SampleBy, *, streaming: bool = False) -> Iterator[Row | BadRow]:
+    """The rows of a source; where its task has a name, with that in the column `task`, if they have none."""
+    for row in read_rows(source, sample_by, streaming=streaming):
+        if source.task is not None and isinstance(row, Row) and TASK not in row.values:
+            row.values[TASK] = source.task
+        yield row
 
 
 def format_of(source: SourceConfig, sample_by: SampleBy, task: Task, *, streaming: bool = False) -> Format:
@@ -198,6 +208,7 @@ def _key(
         "content": content,
         "format": format.fingerprint,
         "max_samples": source.max_samples,
+        "task": source.task if encoding.adapter_column == TASK else None,
         "encoding": encoding.plain,
         "tokenizer": _tokenizer_hash(tokenizer),
         "chat_template": tokenizer.chat_template,

@@ -15,13 +15,12 @@ import numpy as np
 from tunecli.config.data import DataConfig, OnBadRow, SourceConfig, training_sources
 from tunecli.config.errors import UserError
 from tunecli.data.batching import Examples
-from tunecli.data.dataset import format_of
+from tunecli.data.dataset import format_of, rows_of
 from tunecli.data.encode import CHUNK_ROWS, Chunk, RowEncoder, raise_bad_row
 from tunecli.data.encoded import Arrays, Encoded
 from tunecli.data.mixture import Mixture, in_validation, labels, shares
 from tunecli.data.order import SourceSlots, epoch_order, examples_between
 from tunecli.data.rows import BadRow, Row
-from tunecli.data.source import read_rows
 from tunecli.data.tokens import Encoding
 
 if TYPE_CHECKING:
@@ -244,7 +243,7 @@ def stream(
         sources=[
             SourceStream(
                 path=source.path,
-                read=partial(read_rows, source, data.sample_by, streaming=True),
+                read=partial(rows_of, source, data.sample_by, streaming=True),
                 encode=_encoder(data, source, tokenizer, encoding),
                 report=report,
                 block_rows=data.shuffle_buffer,

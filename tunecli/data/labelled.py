@@ -10,10 +10,11 @@ each word is trained, and predicted, in that window in which it stands further f
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from dataclasses import replace
 
 from tunecli.config.data import Overlong, Side
+from tunecli.config.nearest import did_you_mean
 from tunecli.config.stage import ProblemType, Subwords
 from tunecli.data.examples import Labelled, Tagged, TooLong, Unusable
 from tunecli.data.text_encoder import Request, TextEncoder
@@ -24,7 +25,7 @@ Steps = Generator[list[Request], None, list[Tokens]]
 
 def labelled(example: Labelled, encoder: TextEncoder, options: Encoding) -> Steps:
     """One item, with `labels`; `parts` says where the second text of a pair begins."""
-    _check_labels(example.labels, options.problem_type)
+    _check_labels(example.labels, options)
     texts = [example.text] if example.pair is None else [example.text, example.pair]
     yield [(text, False) for text in texts]
     opening, *middle, closing = encoder.ends if example.pair is None else encoder.pair_ends
@@ -45,7 +46,9 @@ def labelled(example: Labelled, encoder: TextEncoder, options: Encoding) -> Step
     ]
 
 
-def _check_labels(labels: tuple[str, ...], problem: ProblemType) -> None:
+def _check_labels(labels: tuple[str, ...], options: Encoding) -> None:
+    _check_known(labels, options)
+    problem = options.problem_type
     if problem is ProblemType.multi_label:
         return
     if len(labels) != 1:
@@ -53,6 +56,13 @@ def _check_labels(labels: tuple[str, ...], problem: ProblemType) -> None:
         raise Unusable(f"{len(labels)} labels, and a text has one", fix)
     if problem is ProblemType.regression and not _is_finite(labels[0]):
         raise Unusable(f"the label {labels[0]!r} is no number", "write a number, or stage.problem_type=single_label")
+
+
+def _check_known(labels: Iterable[str], options: Encoding) -> None:
+    for label in labels:
+        if options.labels and label not in options.labels:
+            what = f"the label {label!r} is none of stage.labels: {', '.join(options.labels[:20])}"
+            raise Unusable(what, f"{did_you_mean(label, options.labels)}mend the row, or name the label there")
 
 
 def _is_finite(text: str) -> bool:
@@ -84,6 +94,7 @@ def _too_long(needed: int, options: Encoding) -> TooLong:
 
 def tagged(example: Tagged, encoder: TextEncoder, options: Encoding) -> Steps:
     """One item, or one for each window. `spans` and `labels`: the trained tokens of each word, and its tag."""
+    _check_known(example.tags, options)
     text = " ".join(example.words)
     yield [(text, False)]
     ids, words = encoder.ids(text), _words(example.words, text, encoder)

@@ -11,14 +11,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tunecli.config.data import DataConfig, training_sources
 from tunecli.config.errors import UserError
 from tunecli.config.nearest import did_you_mean
-from tunecli.config.stage import ClassifyConfig, HeadConfig, ProblemType, StageConfig
+from tunecli.config.stage import ClassifyConfig, HeadConfig, ProblemType
 from tunecli.data.mixture import Mixture
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+UNNAMED = ""
 NUMBER = "number"
 """The only label where a number is to be predicted."""
 MOST = 1000
@@ -30,14 +32,14 @@ class Labels:
     """Those of several tasks are numbered one task after the other, as if they were one long list."""
 
     by_task: Mapping[str, list[str]]
-    """at least one task; none is empty"""
+    """at least one task; the rows of sources that name no task are of the task UNNAMED"""
 
     @property
     def names(self) -> list[str]:
         """Of all tasks; with the task where there are several."""
         if len(self.by_task) == 1:
             return next(iter(self.by_task.values()))
-        return [f"{task}: {label}" for task, labels in self.by_task.items() for label in labels]
+        return [f"{task}: {label}" if task else label for task, labels in self.by_task.items() for label in labels]
 
     def of(self, source: str) -> list[str]:
         """The labels that rows of `source` may have: where there is one task, rows of any source are of it."""
@@ -53,7 +55,9 @@ class Labels:
         return range(start, start + len(self.by_task[task]))
 
     def _task_of(self, source: str) -> str:
-        return source if len(self.by_task) > 1 else next(iter(self.by_task))
+        if len(self.by_task) == 1:
+            return next(iter(self.by_task))
+        return source if source in self.by_task else UNNAMED
 
     def own(self, sources: Sequence[str]) -> Tensor:
         """[sources, labels] bool: which labels the rows of each source may have."""
@@ -70,35 +74,37 @@ class Labels:
         return self.range_of(source).start + self.of(source).index(label)
 
 
-def find_labels(given: list[str], train: Mixture | None, validation: Mixture | None) -> Labels:
-    """The labels of a run.
-
-    Args:
-        given: `stage.labels`; empty: those of the training rows, or of the validation rows where there are no others.
+def run_labels(data: DataConfig, stage: HeadConfig, train: Mixture | None, validation: Mixture | None) -> Labels:
+    """The labels of a run: `stage.labels`, else those of the training rows; one where a number is to be predicted.
 
     Raises:
-        UserError: a row has a label that is not among those given or trained, or there are no labels to be had.
+        UserError: a row has a label that is not among them, or there are no labels to be had.
     """
-    known = train if train is not None else validation
-    if known is None:
-        fix = "stage.labels=[negative,positive]"
-        raise UserError("cannot be found while rows stream", where="stage.labels", fix=fix)
-    labels = Labels({task: given or ordered(counts) for task, counts in known.label_counts.items()})
+    tasks = list(dict.fromkeys(source.task or UNNAMED for source in training_sources(data)))
+    if getattr(stage, "problem_type", None) is ProblemType.regression:
+        return Labels({task: [NUMBER] for task in tasks})
+    labels = Labels({task: stage.labels or _trained(task, tasks, train) for task in tasks})
     for task, names in labels.by_task.items():
-        _check(task, names)
+        _check_number(task, names)
     for examples in (train, validation):
         if examples is not None:
-            check_labels(labels, examples)
+            _check_rows(labels, examples)
+    for label in getattr(stage, "class_weights", ()):
+        if label not in labels.names:
+            fix = f"{did_you_mean(label, labels.names)}labels: {', '.join(labels.names[:20])}"
+            raise UserError("is no label of the data", where=f"stage.class_weights.{label}", fix=fix)
     return labels
 
 
-def run_labels(stage: StageConfig, train: Mixture | None, validation: Mixture | None) -> Labels:
-    """The labels of a run; where numbers are to be predicted one that stands for them. Raises as `find_labels`."""
-    assert isinstance(stage, HeadConfig)
-    if getattr(stage, "problem_type", None) is ProblemType.regression:
-        known = train if train is not None else validation
-        return Labels({task: [NUMBER] for task in (known.names if known is not None else [NUMBER])})
-    return find_labels(stage.labels, train, validation)
+def _trained(task: str, tasks: Sequence[str], train: Mixture | None) -> list[str]:
+    """The labels of the training rows of a task, in order."""
+    assert train is not None  # `stage_checks` asks for stage.labels where rows stream
+    counts = [
+        count
+        for source, count in train.label_counts.items()
+        if len(tasks) == 1 or (source if source in tasks else UNNAMED) == task
+    ]
+    return ordered(sum(counts, Counter()))
 
 
 def class_weights(stage: ClassifyConfig, train: Mixture | None) -> dict[str, float] | None:
@@ -116,10 +122,10 @@ def ordered(labels: Iterable[str]) -> list[str]:
     return sorted(names, key=int) if all(map(_is_whole_number, names)) else sorted(names)
 
 
-def check_labels(labels: Labels, examples: Mixture) -> None:
+def _check_rows(labels: Labels, examples: Mixture) -> None:
     """Raises UserError if an example has a label that is not among `labels`."""
     for source, counts in examples.label_counts.items():
-        if len(labels.by_task) > 1 and source not in labels.by_task:
+        if len(labels.by_task) > 1 and source not in labels.by_task and UNNAMED not in labels.by_task:
             fix = f"data.validation=0.1 takes a share of each task: {', '.join(labels.by_task)}"
             raise UserError(f"{source!r} is none of the tasks that are trained", where="data.validation", fix=fix)
         known = labels.of(source)
@@ -132,16 +138,17 @@ def check_labels(labels: Labels, examples: Mixture) -> None:
             )
 
 
-def _check(task: str, names: list[str]) -> None:
+def _check_number(task: str, names: list[str]) -> None:
+    of_task = f" of {task}" if task else ""
     if len(names) < 2:
         raise UserError(
-            f"all rows of {task} have the label {names[0]!r}" if names else f"no row of {task} has a label",
+            f"all rows{of_task} have the label {names[0]!r}" if names else f"no row{of_task} has a label",
             where="data",
             fix="rows of two labels or more; or name them all: stage.labels=[negative,positive]",
         )
     if len(names) > MOST:
         raise UserError(
-            f"{task} has {len(names):,} labels, such as {names[0]!r} and {names[1]!r}",
+            f"the rows{of_task} have {len(names):,} labels, such as {names[0]!r} and {names[1]!r}",
             where="data",
             fix="stage.problem_type=regression for numbers; or map another column with data.columns.label",
         )

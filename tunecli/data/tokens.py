@@ -32,6 +32,8 @@ class Encoding:
     truncation_side: Side = Side.right
     train_on_prompt: bool = False
     turns: Turns = Turns.all
+    labels: tuple[str, ...] = ()
+    """the only ones that rows may have; empty: any"""
     problem_type: ProblemType = ProblemType.single_label
     label_subwords: Subwords = Subwords.first
     overlap: int = 0

@@ -39,7 +39,7 @@ def predict(
         for batch in microbatches(examples, order[start : start + TOGETHER], batching):
             batch = batch.to(accelerator.device)
             logits = model(batch).cpu().numpy()
-            sizes = [len(batching.read(examples[row], _source(examples, row)).kept) for row in batch.rows]
+            sizes = [len(batching.read(examples[row], _source(examples, row), row).kept) for row in batch.rows]
             found.update(zip(batch.rows, np.split(logits, np.cumsum(sizes)[:-1]), strict=False))
     if accelerator.num_processes > 1:
         found = dict(gather_object(list(found.items())))

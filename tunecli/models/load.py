@@ -13,6 +13,7 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -88,6 +89,7 @@ def stop_tokens(config: ModelConfig) -> list[int]:
 CLASSES = {
     Task.causal_lm: AutoModelForCausalLM,
     Task.seq2seq_lm: AutoModelForSeq2SeqLM,
+    Task.masked_lm: AutoModelForMaskedLM,
     Task.sequence_classification: AutoModelForSequenceClassification,
     Task.token_classification: AutoModelForTokenClassification,
 }
@@ -174,7 +176,11 @@ def _quiet_about(head: Head | None) -> Iterator[None]:
 def task_of(config: PretrainedConfig) -> Task:
     """What a stored model is for, told from the name of its class."""
     name = next(iter(config.architectures or ()), "")
-    ends = {"SequenceClassification": Task.sequence_classification, "TokenClassification": Task.token_classification}
+    ends = {
+        "SequenceClassification": Task.sequence_classification,
+        "TokenClassification": Task.token_classification,
+        "MaskedLM": Task.masked_lm,
+    }
     language_model = Task.seq2seq_lm if config.is_encoder_decoder else Task.causal_lm
     return next((task for end, task in ends.items() if name.endswith(end)), language_model)
 

@@ -18,6 +18,7 @@ from tunecli.config.model import Attention
 from tunecli.config.stage import Task
 from tunecli.engine.batch import Batch
 from tunecli.models.classifier import Classifier
+from tunecli.models.masked import MaskedLM, heads
 from tunecli.models.policy import Head, Policy, use_packed_attention
 from tunecli.models.seq2seq_policy import Seq2SeqPolicy, shifted
 from tunecli.ops.logprobs import token_logprobs
@@ -40,7 +41,7 @@ LOGIT_FIELDS = (
 
 
 LanguageModel = Policy | Seq2SeqPolicy
-Wrapped = LanguageModel | Classifier
+Wrapped = LanguageModel | Classifier | MaskedLM
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ class Verdict:
 @torch.no_grad()
 def choose_policy(lm: PreTrainedModel, attention: Attention, task: Task = Task.causal_lm) -> Verdict:
     """Wrap `lm` in what is fastest of all that is exact for it: in a `Classifier` if `task` has labels, in a
-    `Seq2SeqPolicy` if it is for encoder-decoders, else in a `Policy`.
+    `Seq2SeqPolicy` if it is for encoder-decoders, in a `MaskedLM` or else in a `Policy`.
 
     Raises:
         UserError: `model.attention=packed` was asked for and is not exact, or no way is.
@@ -65,7 +66,7 @@ def choose_policy(lm: PreTrainedModel, attention: Attention, task: Task = Task.c
         lm.train(training)
         return Verdict(policy, "")
     stock = lm.config._attn_implementation
-    ways = _classifiers if task.has_labels else _policies
+    ways = _classifiers if task.has_labels else _masked_lms if task is Task.masked_lm else _policies
     alone, batches = _reference(lm, task)
     failure = ""
     if attention is not Attention.padded:
@@ -169,6 +170,17 @@ def _classifiers(lm: PreTrainedModel, task: Task, *, packed: bool) -> Iterator[C
         yield Classifier(lm, packed=True, whole=whole, first_position=lm.config.pad_token_id + 1)
 
 
+def _masked_lms(lm: PreTrainedModel, task: Task, *, packed: bool) -> Iterator[MaskedLM]:
+    if not packed:
+        yield MaskedLM(lm, packed=False)
+        return
+    use_packed_attention(lm)
+    for head in heads(lm):
+        yield MaskedLM(lm, packed=True, head=head)
+        if lm.config.pad_token_id is not None:
+            yield MaskedLM(lm, packed=True, head=head, first_position=lm.config.pad_token_id + 1)
+
+
 def _heads(lm: PreTrainedModel) -> list[Head]:
     text = lm.config.get_text_config()
     scaled = any(getattr(text, name, None) not in (None, 1, 1.0) for name in LOGIT_FIELDS)
@@ -185,6 +197,10 @@ def _reference(lm: PreTrainedModel, task: Task) -> tuple[Tensor, list[Tensor]]:
         sequences = [_with_end(ids, lm.config) for ids in sequences]
         each = [lm(input_ids=ids[None]).logits.float() for ids in sequences]
         return torch.cat([logits.view(-1, logits.shape[-1]) for logits in each]), sequences
+    if task is Task.masked_lm:  # how likely each next token is where the one before it stands: any target will do
+        sequences = [_with_end(ids, lm.config) for ids in sequences]
+        alone = [token_logprobs(lm(input_ids=ids[None]).logits[0, :-1], ids[1:]) for ids in sequences]
+        return torch.cat(alone), sequences
     alone = [token_logprobs(lm(input_ids=ids[None], use_cache=False).logits[0, :-1], ids[1:]) for ids in sequences]
     return torch.cat(alone), sequences
 
@@ -229,7 +245,7 @@ def _errors(policy: Wrapped, sequences: list[Tensor], alone: Tensor) -> tuple[fl
 
 def _kept(policy: Wrapped) -> list[Tensor]:
     """The positions of each sequence whose outputs are compared."""
-    if isinstance(policy, Policy):
+    if not isinstance(policy, Classifier):
         return [torch.arange(length - 1) for length in LENGTHS]
     if policy.whole:
         return [torch.tensor([length - 1 if policy.looks_at_last else 0]) for length in LENGTHS]

@@ -12,6 +12,7 @@ from tunecli.config.compose import load_config
 from tunecli.config.errors import UserError
 from tunecli.config.model import ModelConfig
 from tunecli.config.paths import display
+from tunecli.config.peft import HEAD
 from tunecli.config.run import RunConfig
 from tunecli.models.builtin import PREFIX
 from tunecli.models.load import resolve_path
@@ -39,7 +40,8 @@ class Source:
     @property
     def one_for_each_row(self) -> bool:
         """The adapters were trained each on rows of its own: one at a time is on."""
-        return len(self.adapters) > 1 and self.run is not None and self.run.data.adapter_column is not None
+        alternatives = [folder for folder in self.adapters if folder.name != HEAD]
+        return len(alternatives) > 1 and self.run is not None and self.run.data.adapter_column is not None
 
     @property
     def started_from(self) -> ModelConfig:
@@ -124,7 +126,9 @@ def _of_run(path: str, folder: Path, run_dir: Path) -> Source:
         )
     if not config.peft:
         return Source(path, ModelConfig(path=str(result)), tokenizer=result, run=config, run_dir=run_dir)
-    adapters = [folder] if (folder / ADAPTER).is_file() else [result / name for name in config.peft]
+    names = [folder.name] if (folder / ADAPTER).is_file() else list(config.peft)
+    heads = [HEAD] if HEAD in config.peft and HEAD not in names else []
+    adapters = [result / name for name in (*names, *heads)]
     return Source(path, config.model, adapters, result, config, run_dir)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from tunecli.config.errors import UserError
-from tunecli.config.peft import PeftConfig, PTuningConfig
+from tunecli.config.peft import PeftConfig, PTuningConfig, without_head
 from tunecli.config.template import Field, Template, Virtual, parse_template
 from tunecli.config.virtual import takes_unused_tokens, virtual_ids
 from tunecli.peft_methods.source import ADAPTER
@@ -103,5 +103,5 @@ def places_of_virtual_tokens(
     }
     if adapter_column is None:
         return around(list(prompts.values()), tokenizer)
-    own = {name: around([prompts[name]] if name in prompts else [], tokenizer) for name in methods}
+    own = {name: around([prompts[name]] if name in prompts else [], tokenizer) for name in without_head(methods)}
     return {"adapter_column": adapter_column, "adapters": own}

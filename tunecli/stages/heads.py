@@ -65,7 +65,7 @@ def _mean_loss(setting: Setting, problem: ProblemType, logits: list[np.ndarray])
     total = weight = 0.0
     for i, each in enumerate(logits):
         source = int(examples.sources[i])
-        reading = setting.batching.read(examples[i], examples.names[source])
+        reading = setting.batching.read(examples[i], examples.names[source], i)
         losses = LOSSES[problem](torch.from_numpy(each), reading.targets, own[source].expand(len(each), -1))
         total += float((losses * reading.weights).sum())
         weight += float(reading.weights.sum())
