@@ -15,6 +15,7 @@ from tunecli.config.model import Attention, ModelConfig
 from tunecli.data.mixture import build
 from tunecli.data.tokens import Encoding
 from tunecli.engine.distributed import make_accelerator
+from tunecli.evaluation import texts
 from tunecli.evaluation.answers import answer_all, check_choices, question, right_choices, text_of
 from tunecli.evaluation.evaluator import Abandoned, Evaluator
 from tunecli.models.generate import stop_ids
@@ -94,10 +95,14 @@ def test_a_trained_model_gets_everything_right(examples, policy, tokenizer) -> N
     """The same examples as their own model: answers are taken from what it says."""
     questions = [question(examples, i) for i in range(3)]
     said = answer_all(policy, tokenizer, questions, 8)
-    found, samples = evaluator(examples, tokenizer, exact_match=3, max_new_tokens=8)(policy, lambda done: True)
-    assert found == {"exact_match": [a == text_of(q.answer, tokenizer) for a, q in zip(said, questions, strict=True)]}
-    assert [sample["answer"] for sample in samples] == said
-    assert [sample["expected"] for sample in samples] == [text_of(q.answer, tokenizer) for q in questions]
+    expected = [text_of(question.answer, tokenizer) for question in questions]
+    asked = {"exact_match": 3, "rouge": 2, "bleu": 3, "chrf": 1, "max_new_tokens": 8}
+    found = evaluator(examples, tokenizer, **asked)(policy, lambda done: True)
+    assert found.right == {"exact_match": [a == right for a, right in zip(said, expected, strict=True)]}
+    assert [sample["answer"] for sample in found.samples] == said
+    assert [sample["expected"] for sample in found.samples] == expected
+    scores = [texts.rouge(said[:2], expected[:2]), texts.bleu(said, expected), texts.chrf(said[:1], expected[:1])]
+    assert found.metrics == {name: value for each in scores for name, value in each.items()}
 
 
 def test_choices_that_answer_nothing_are_refused(examples, tokenizer) -> None:
@@ -108,8 +113,8 @@ def test_choices_that_answer_nothing_are_refused(examples, tokenizer) -> None:
 
 
 def test_prompts_are_answered_without_validation_data(policy, tokenizer) -> None:
-    found, samples = evaluator(None, tokenizer, prompts=["a", "b"], max_new_tokens=3)(policy, lambda done: True)
-    assert found == {} and [sample["prompt"] for sample in samples] == ["a", "b"]
+    found = evaluator(None, tokenizer, prompts=["a", "b"], max_new_tokens=3)(policy, lambda done: True)
+    assert found.right == found.metrics == {} and [sample["prompt"] for sample in found.samples] == ["a", "b"]
 
 
 def test_an_evaluation_can_be_abandoned(examples, policy, tokenizer) -> None:
