@@ -33,7 +33,8 @@ def prompt_problems(config: RunConfig) -> Iterator[Problem]:
         return
     for name, template in templates.items():
         yield from _template(f"peft.{name}.template", template, config)
-    yield from _columns_without_template(config, templates)
+    if config.stage.task is not Task.seq2seq_lm:
+        yield from _columns_without_template(config, templates)
     yield from _length(config)
 
 
