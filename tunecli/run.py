@@ -25,7 +25,7 @@ from tunecli.config.peft import without_head
 from tunecli.config.peft_checks import schedule_problems
 from tunecli.config.run import RunConfig, micro_batch_tokens, to_yaml
 from tunecli.config.run_lock import lock_run
-from tunecli.config.stage import ClassifyConfig, HeadConfig, ProblemType, StageConfig, Subwords, Turns
+from tunecli.config.stage import ClassifyConfig, HeadConfig, PretrainConfig, ProblemType, Subwords, Task, Turns
 from tunecli.config.train import Precision
 from tunecli.data import about
 from tunecli.data.batching import Batching, microbatches
@@ -33,6 +33,7 @@ from tunecli.data.examples import Unusable
 from tunecli.data.feed import Feed, Shuffled, stream
 from tunecli.data.labels import Labels, class_weights, run_labels
 from tunecli.data.left_out import LeftOut
+from tunecli.data.masking import MaskedTokens, mask_of, ordinary_tokens
 from tunecli.data.mixture import Mixture, build, shares
 from tunecli.data.prompts import chat_prompt, raw_prompt, trained_on_raw_text
 from tunecli.data.reading import EachWord, Place, Reader, WholeText, next_tokens
@@ -178,6 +179,8 @@ def main(config: RunConfig, run_dir: Path) -> int:
 def prepare_data(config: RunConfig, *, show_progress: bool) -> Data:
     """Tokenizer and tokenised data, from the cache where they are there already."""
     tokenizer = load_tokenizer(config.model)
+    if config.stage.task is Task.masked_lm:
+        mask_of(tokenizer)
     train, validation = build(config.data, tokenizer, encoding_of(config, tokenizer), show_progress=show_progress)
     if validation is not None and config.evaluation.choices:
         check_choices(validation, tokenizer, config.evaluation.choices)
@@ -321,12 +324,20 @@ def _batching(config: RunConfig, data: Data, policy: Wrapped, *, num_processes: 
         tokens=micro_batch_tokens(config),
         packed=policy.packed,
         pad_token_id=data.tokenizer.pad_token_id or 0,
-        read=_reader(config.stage, data, policy),
+        read=_reader(config, data, policy),
     )
 
 
-def _reader(stage: StageConfig, data: Data, policy: Wrapped) -> Reader:
+def _reader(config: RunConfig, data: Data, policy: Wrapped) -> Reader:
     """What the model is to predict of an example."""
+    stage = config.stage
+    if isinstance(stage, PretrainConfig) and stage.task is Task.masked_lm:
+        return MaskedTokens(
+            seed=config.seed,
+            probability=stage.mask_probability,
+            mask=mask_of(data.tokenizer),
+            vocabulary=ordinary_tokens(data.tokenizer),
+        )
     if data.labels is None or isinstance(policy, Policy):
         return next_tokens
     token_types = getattr(policy.lm.config, "type_vocab_size", 0) > 1

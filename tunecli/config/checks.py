@@ -14,6 +14,7 @@ from tunecli.config.compose import load_config
 from tunecli.config.data_checks import data_problems
 from tunecli.config.data_files import is_local
 from tunecli.config.errors import Problem
+from tunecli.config.language_checks import language_problems
 from tunecli.config.launch import Strategy
 from tunecli.config.nearest import did_you_mean
 from tunecli.config.peft_checks import missing_starts, peft_problems
@@ -64,6 +65,7 @@ def find_problems(config: RunConfig, *, new_run: bool = False) -> list[Problem]:
         *_model_path(config),
         *data_problems(config),
         *stage_problems(config),
+        *language_problems(config),
         *([*missing_starts(config), *_output_dir(config)] if new_run else []),
     ]
 

@@ -30,7 +30,7 @@ LABELLED = {
     Task.sequence_classification: ("classification", "pair_classification"),
     Task.token_classification: ("tagging",),
 }
-"""Formats whose rows have labels, by the task that they are for; all others are for language models."""
+"""Formats whose rows have labels, by the task that they are for; all others are for causal language models."""
 
 CHAT_TEMPLATES = ("alpaca", "chatml")
 """Named templates of `data.chat_template`; anything else is a path to a .jinja file."""
@@ -85,6 +85,8 @@ def formats_for(task: Task) -> tuple[str, ...]:
     """Formats of rows that a model for `task` can learn from."""
     if task in LABELLED:
         return LABELLED[task]
+    if task is Task.masked_lm:
+        return ("text",)
     labelled = {name for names in LABELLED.values() for name in names}
     return tuple(name for name in FORMATS if name not in labelled)
 

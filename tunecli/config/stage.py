@@ -27,6 +27,13 @@ class Task(Enum):
         return self in (Task.sequence_classification, Task.token_classification)
 
 
+class Objective(Enum):
+    """What continued pretraining predicts."""
+
+    causal_lm = "causal_lm"
+    masked_lm = "masked_lm"
+
+
 class ProblemType(Enum):
     single_label = "single_label"
     multi_label = "multi_label"
@@ -56,6 +63,26 @@ class SFTConfig(StageConfig):
     """Learn every token: the prompt's too, not only the assistant's."""
     turns: Turns = Turns.all
     """Learn all answers of a conversation, or only the last one."""
+
+
+@dataclass(kw_only=True, slots=True)
+class PretrainConfig(StageConfig):
+    """Continued pretraining: learn plain documents, every token of them."""
+
+    name: str = "pretrain"
+    objective: Objective = Objective.causal_lm
+    """Each token from those before it, or masked ones from those around them (encoders such as BERT)."""
+    mask_probability: float = 0.15
+    """With `objective: masked_lm`: share of the tokens that are predicted."""
+
+    @property
+    def task(self) -> Task:
+        return Task(self.objective.value)
+
+    @property
+    def train_on_prompt(self) -> bool:
+        """Rows of any format are documents here: every token of them is learnt."""
+        return True
 
 
 @dataclass(kw_only=True, slots=True)
@@ -100,4 +127,9 @@ class TagConfig(HeadConfig):
         return Task.token_classification
 
 
-STAGE_SCHEMAS: dict[str, type[StageConfig]] = {"sft": SFTConfig, "classify": ClassifyConfig, "tag": TagConfig}
+STAGE_SCHEMAS: dict[str, type[StageConfig]] = {
+    "sft": SFTConfig,
+    "pretrain": PretrainConfig,
+    "classify": ClassifyConfig,
+    "tag": TagConfig,
+}

@@ -23,7 +23,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from tunecli.config.data import Thinking
+from tunecli.config.stage import Task
 from tunecli.data import conversation
+from tunecli.data.documents import documents
 from tunecli.data.examples import Columns, Example, Labelled, Messages, PromptCompletion, Tagged, Text, Unusable
 from tunecli.data.labelled import labelled, tagged
 from tunecli.data.templates import ChatTemplate
@@ -109,6 +111,8 @@ def _encode(example: Example, job: _Job) -> Steps:
         return (yield from labelled(example, job.encoder, job.options))
     elif isinstance(example, Tagged):
         return (yield from tagged(example, job.encoder, job.options))
+    elif isinstance(example, Text) and job.options.task is Task.masked_lm:
+        return (yield from documents(example, job.encoder, job.options))
     elif isinstance(example, Columns):
         return [_filled(example, job)]
     elif job.options.between:
