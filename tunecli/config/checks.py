@@ -26,7 +26,7 @@ POSITIVE = (
     "data.max_length",
     "data.num_workers",
     "data.shuffle_buffer",
-    "train.max_steps",
+    "data.shots",
     "train.num_epochs",
     "train.global_batch_size",
     "train.micro_batch_size",
@@ -43,7 +43,7 @@ POSITIVE = (
     "launch.num_processes",
 )
 NOT_NEGATIVE = (
-    *("seed", "train.warmup_steps", "train.weight_decay", "train.max_grad_norm"),
+    *("seed", "train.max_steps", "train.warmup_steps", "train.weight_decay", "train.max_grad_norm"),
     *("evaluation.exact_match", "evaluation.temperature"),
 )
 METRICS = ("eval/loss", "eval/perplexity", "eval/exact_match", "eval/choice_accuracy")
@@ -104,6 +104,12 @@ def _batch(config: RunConfig) -> Iterator[Problem]:
 
 def _schedule(config: RunConfig) -> Iterator[Problem]:
     train = config.train
+    if train.max_steps == 0 and config.data.validation is None and not config.evaluation.prompts:
+        yield Problem(
+            "train.max_steps",
+            "is 0, which evaluates the model as it is, and there is nothing to evaluate it on",
+            "data.validation=0.05 holds out a share of the rows",
+        )
     if train.warmup_steps > 1 and train.warmup_steps != int(train.warmup_steps):
         fix = f"train.warmup_steps={int(train.warmup_steps)}, or a share of all steps such as 0.03"
         yield Problem("train.warmup_steps", f"is {train.warmup_steps}, which is no number of steps", fix)

@@ -92,7 +92,7 @@ def formats_for(task: Task) -> tuple[str, ...]:
 
 
 def _task(key: str, format: str, stage: StageConfig) -> Iterator[Problem]:
-    known = formats_for(stage.task)
+    known = formats_for(stage.reads)
     if format in FORMATS and format not in known:
         what = f"is {format}, whose rows stage={stage.name} cannot learn from"
         fix = f"{key}.format={' or '.join(known)}, or another stage: tune ls stage"

@@ -8,7 +8,7 @@ from tunecli.config.data import training_sources
 from tunecli.config.errors import Problem
 from tunecli.config.peft import PromptInit, PromptTuningConfig, PTuningConfig
 from tunecli.config.run import RunConfig
-from tunecli.config.stage import SFTConfig, Turns
+from tunecli.config.stage import SFTConfig, Turns, VerbalizeConfig
 from tunecli.config.template import Field, Template, Virtual, Words, parse_template
 from tunecli.config.virtual import virtual_ids
 
@@ -52,6 +52,11 @@ def _start(key: str, method: PromptTuningConfig) -> Iterator[Problem]:
 
 
 def _template(key: str, template: Template, config: RunConfig) -> Iterator[Problem]:
+    if isinstance(config.stage, VerbalizeConfig):
+        if template.columns or template.has_mask:
+            what = "names columns or {mask}, and here stage.templates say what is written"
+            yield Problem(key, what, '"{v20} {prompt} {completion}", the gap being {completion}')
+        return
     if template.has_mask:
         fix = "{label} at the end, which causal models answer with"
         yield Problem(

@@ -34,6 +34,11 @@ class Objective(Enum):
     masked_lm = "masked_lm"
 
 
+class LanguageModel(Enum):
+    causal_lm = "causal_lm"
+    masked_lm = "masked_lm"
+
+
 class ProblemType(Enum):
     single_label = "single_label"
     multi_label = "multi_label"
@@ -52,6 +57,11 @@ class StageConfig:
     @property
     def task(self) -> Task:
         return Task.causal_lm
+
+    @property
+    def reads(self) -> Task:
+        """The task whose rows it learns from."""
+        return self.task
 
 
 @dataclass(kw_only=True, slots=True)
@@ -127,9 +137,37 @@ class TagConfig(HeadConfig):
         return Task.token_classification
 
 
+@dataclass(kw_only=True, slots=True)
+class VerbalizeConfig(StageConfig):
+    """Classification without a new head: the model fills a gap in a sentence with a word for the label."""
+
+    name: str = "verbalize"
+    language_model: LanguageModel = LanguageModel.causal_lm
+    """What the model is: causal (Llama, Qwen, GPT) or masked (BERT, RoBERTa)."""
+    templates: list[str] = field(default_factory=lambda: ["{text} It was {mask}."])
+    """Sentences with the texts of a row, `{text}` and `{text_pair}`, and a gap, `{mask}`. Several are several
+    questions, whose answers are combined as `evaluation.combine` says."""
+    verbalizer: dict[str, str] = field(default_factory=dict)
+    """Label -> the word that stands for it; empty: the labels themselves."""
+
+    @property
+    def task(self) -> Task:
+        return Task(self.language_model.value)
+
+    @property
+    def reads(self) -> Task:
+        return Task.sequence_classification
+
+    @property
+    def labels(self) -> list[str]:
+        """As in `HeadConfig`."""
+        return list(self.verbalizer)
+
+
 STAGE_SCHEMAS: dict[str, type[StageConfig]] = {
     "sft": SFTConfig,
     "pretrain": PretrainConfig,
     "classify": ClassifyConfig,
     "tag": TagConfig,
+    "verbalize": VerbalizeConfig,
 }

@@ -31,6 +31,7 @@ from tunecli.data.labelled import labelled, tagged
 from tunecli.data.templates import ChatTemplate
 from tunecli.data.text_encoder import Request, TextEncoder
 from tunecli.data.tokens import Encoding, Span, Tokens, fit, window
+from tunecli.data.verbalizing import Verbalizer
 from tunecli.data.virtual import filled, surrounded
 
 if TYPE_CHECKING:
@@ -89,6 +90,10 @@ class _Job:
     def template(self) -> ChatTemplate:
         return ChatTemplate(self.tokenizer, self.options.chat_template_kwargs)
 
+    @cached_property
+    def verbalizer(self) -> Verbalizer:
+        return Verbalizer(self.encoder, self.options)
+
 
 def _checked(requests: list[Request]) -> list[Request]:
     try:
@@ -107,6 +112,8 @@ def _encode(example: Example, job: _Job) -> Steps:
         items = yield from _conversation(job.template.prepared(_edited(example, job.options)), job)
     elif isinstance(example, PromptCompletion):
         items = yield from _prompt_completion(example, job)
+    elif isinstance(example, Labelled) and job.options.templates:
+        return (yield from job.verbalizer.tokens(example))
     elif isinstance(example, Labelled):
         return (yield from labelled(example, job.encoder, job.options))
     elif isinstance(example, Tagged):

@@ -10,5 +10,12 @@ from tunecli.stages.pretrain import pretrain
 from tunecli.stages.setting import Setting
 from tunecli.stages.sft import sft
 from tunecli.stages.tag import tag
+from tunecli.stages.verbalize import verbalize
 
-STAGES: dict[str, Callable[[Setting], Stage]] = {"sft": sft, "pretrain": pretrain, "classify": classify, "tag": tag}
+STAGES: dict[str, Callable[[Setting], Stage]] = {
+    "sft": sft,
+    "pretrain": pretrain,
+    "classify": classify,
+    "tag": tag,
+    "verbalize": verbalize,
+}
