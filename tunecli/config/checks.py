@@ -14,6 +14,7 @@ from tunecli.config.compose import load_config
 from tunecli.config.data_checks import data_problems
 from tunecli.config.data_files import is_local
 from tunecli.config.errors import Problem
+from tunecli.config.language_checks import language_problems
 from tunecli.config.launch import Strategy
 from tunecli.config.nearest import did_you_mean
 from tunecli.config.peft_checks import missing_starts, peft_problems
@@ -25,7 +26,7 @@ POSITIVE = (
     "data.max_length",
     "data.num_workers",
     "data.shuffle_buffer",
-    "train.max_steps",
+    "data.shots",
     "train.num_epochs",
     "train.global_batch_size",
     "train.micro_batch_size",
@@ -43,7 +44,7 @@ POSITIVE = (
     "launch.num_processes",
 )
 NOT_NEGATIVE = (
-    *("seed", "train.warmup_steps", "train.weight_decay", "train.max_grad_norm"),
+    *("seed", "train.max_steps", "train.warmup_steps", "train.weight_decay", "train.max_grad_norm"),
     *("evaluation.exact_match", "evaluation.rouge", "evaluation.bleu", "evaluation.chrf", "evaluation.temperature"),
 )
 GENERATED = {
@@ -73,6 +74,7 @@ def find_problems(config: RunConfig, *, new_run: bool = False) -> list[Problem]:
         *_model_path(config),
         *data_problems(config),
         *stage_problems(config),
+        *language_problems(config),
         *([*missing_starts(config), *_output_dir(config)] if new_run else []),
     ]
 
@@ -111,6 +113,12 @@ def _batch(config: RunConfig) -> Iterator[Problem]:
 
 def _schedule(config: RunConfig) -> Iterator[Problem]:
     train = config.train
+    if train.max_steps == 0 and config.data.validation is None and not config.evaluation.prompts:
+        yield Problem(
+            "train.max_steps",
+            "is 0, which evaluates the model as it is, and there is nothing to evaluate it on",
+            "data.validation=0.05 holds out a share of the rows",
+        )
     if train.warmup_steps > 1 and train.warmup_steps != int(train.warmup_steps):
         fix = f"train.warmup_steps={int(train.warmup_steps)}, or a share of all steps such as 0.03"
         yield Problem("train.warmup_steps", f"is {train.warmup_steps}, which is no number of steps", fix)

@@ -32,7 +32,7 @@ LABELLED = {
     Task.sequence_classification: ("classification", "pair_classification"),
     Task.token_classification: ("tagging",),
 }
-"""Formats whose rows have labels, by the task that they are for; all others are for language models."""
+"""Formats whose rows have labels, by the task that they are for; all others are for causal language models."""
 
 TEXT_TO_TEXT = ("seq2seq", "prompt_completion", "alpaca")
 """Formats of rows that an encoder-decoder reads; the first is for it alone."""
@@ -93,12 +93,14 @@ def formats_for(task: Task) -> tuple[str, ...]:
         return TEXT_TO_TEXT
     if task in LABELLED:
         return LABELLED[task]
+    if task is Task.masked_lm:
+        return ("text",)
     labelled = {"seq2seq", *(name for names in LABELLED.values() for name in names)}
     return tuple(name for name in FORMATS if name not in labelled)
 
 
 def _task(key: str, format: str, stage: StageConfig) -> Iterator[Problem]:
-    known = formats_for(stage.task)
+    known = formats_for(stage.reads)
     if format in FORMATS and format not in known:
         what = f"is {format}, whose rows stage={stage.name} cannot learn from"
         fix = f"{key}.format={' or '.join(known)}, or another stage: tune ls stage"

@@ -8,7 +8,7 @@ from tunecli.config.data import training_sources
 from tunecli.config.errors import Problem
 from tunecli.config.peft import PromptInit, PromptTuningConfig, PTuningConfig
 from tunecli.config.run import RunConfig
-from tunecli.config.stage import SFTConfig, Task, Turns
+from tunecli.config.stage import SFTConfig, Task, Turns, VerbalizeConfig
 from tunecli.config.template import Field, Template, Virtual, Words, parse_template
 from tunecli.config.virtual import virtual_ids
 
@@ -55,6 +55,11 @@ def _start(key: str, method: PromptTuningConfig) -> Iterator[Problem]:
 def _template(key: str, template: Template, config: RunConfig) -> Iterator[Problem]:
     if config.stage.task is Task.seq2seq_lm:
         yield from _for_encoder_decoders(key, template)
+        return
+    if isinstance(config.stage, VerbalizeConfig):
+        if template.columns or template.has_mask:
+            what = "names columns or {mask}, and here stage.templates say what is written"
+            yield Problem(key, what, '"{v20} {prompt} {completion}", the gap being {completion}')
         return
     if template.has_mask:
         fix = "{label} at the end, which causal models answer with"

@@ -28,6 +28,18 @@ class Task(Enum):
         return self in (Task.sequence_classification, Task.token_classification)
 
 
+class Objective(Enum):
+    """What continued pretraining predicts."""
+
+    causal_lm = "causal_lm"
+    masked_lm = "masked_lm"
+
+
+class LanguageModel(Enum):
+    causal_lm = "causal_lm"
+    masked_lm = "masked_lm"
+
+
 class ProblemType(Enum):
     single_label = "single_label"
     multi_label = "multi_label"
@@ -47,6 +59,11 @@ class StageConfig:
     def task(self) -> Task:
         return Task.causal_lm
 
+    @property
+    def reads(self) -> Task:
+        """The task whose rows it learns from."""
+        return self.task
+
 
 @dataclass(kw_only=True, slots=True)
 class SFTConfig(StageConfig):
@@ -57,6 +74,26 @@ class SFTConfig(StageConfig):
     """Learn every token: the prompt's too, not only the assistant's."""
     turns: Turns = Turns.all
     """Learn all answers of a conversation, or only the last one."""
+
+
+@dataclass(kw_only=True, slots=True)
+class PretrainConfig(StageConfig):
+    """Continued pretraining: learn plain documents, every token of them."""
+
+    name: str = "pretrain"
+    objective: Objective = Objective.causal_lm
+    """Each token from those before it, or masked ones from those around them (encoders such as BERT)."""
+    mask_probability: float = 0.15
+    """With `objective: masked_lm`: share of the tokens that are predicted."""
+
+    @property
+    def task(self) -> Task:
+        return Task(self.objective.value)
+
+    @property
+    def train_on_prompt(self) -> bool:
+        """Rows of any format are documents here: every token of them is learnt."""
+        return True
 
 
 @dataclass(kw_only=True, slots=True)
@@ -114,9 +151,38 @@ class Seq2SeqConfig(StageConfig):
         return Task.seq2seq_lm
 
 
+@dataclass(kw_only=True, slots=True)
+class VerbalizeConfig(StageConfig):
+    """Classification without a new head: the model fills a gap in a sentence with a word for the label."""
+
+    name: str = "verbalize"
+    language_model: LanguageModel = LanguageModel.causal_lm
+    """What the model is: causal (Llama, Qwen, GPT) or masked (BERT, RoBERTa)."""
+    templates: list[str] = field(default_factory=lambda: ["{text} It was {mask}."])
+    """Sentences with the texts of a row, `{text}` and `{text_pair}`, and a gap, `{mask}`. Several are several
+    questions, whose answers are combined as `evaluation.combine` says."""
+    verbalizer: dict[str, str] = field(default_factory=dict)
+    """Label -> the word that stands for it; empty: the labels themselves."""
+
+    @property
+    def task(self) -> Task:
+        return Task(self.language_model.value)
+
+    @property
+    def reads(self) -> Task:
+        return Task.sequence_classification
+
+    @property
+    def labels(self) -> list[str]:
+        """As in `HeadConfig`."""
+        return list(self.verbalizer)
+
+
 STAGE_SCHEMAS: dict[str, type[StageConfig]] = {
     "sft": SFTConfig,
+    "pretrain": PretrainConfig,
     "classify": ClassifyConfig,
     "tag": TagConfig,
     "seq2seq": Seq2SeqConfig,
+    "verbalize": VerbalizeConfig,
 }

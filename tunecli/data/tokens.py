@@ -37,6 +37,10 @@ class Encoding:
     problem_type: ProblemType = ProblemType.single_label
     label_subwords: Subwords = Subwords.first
     overlap: int = 0
+    templates: tuple[str, ...] = ()
+    """with a gap for the label's word, see `tunecli.config.cloze`; none: labels are told by a head"""
+    verbalizer: dict[str, str] = field(default_factory=dict)
+    """label -> word; a label that is missing is a word itself"""
     system: SystemPolicy = SystemPolicy.keep
     system_prompt: str | None = None
     thinking: Thinking = Thinking.keep
@@ -53,6 +57,11 @@ class Encoding:
     """names the adapter that a row is for; EVERY: it is for each of them; empty: the fields above hold for it"""
     adapters: dict[str, dict[str, Any]] = field(default_factory=dict)
     """adapter -> the fields above for its rows"""
+
+    @property
+    def reads(self) -> Task:
+        """The task whose rows are read: those of a classifier, where gaps are filled."""
+        return Task.sequence_classification if self.templates else self.task
 
     def for_adapter(self, name: str) -> Encoding:
         return replace(self, adapter_column="", adapters={}, **self.adapters[name])
@@ -74,7 +83,8 @@ class Tokens:
     labels: tuple[str, ...] = ()
     """of the whole, or the tag of each span"""
     parts: tuple[int, ...] = ()
-    """where each part after the first begins: the second text of a pair, the target after its source"""
+    """where each part after the first begins: the second text of a pair, the target after its source, another
+    template with the same texts"""
 
     @property
     def trained(self) -> list[bool]:

@@ -227,6 +227,12 @@ def _from_pretrained(factory: Any, path: str, config: ModelConfig, **kwargs: Any
             fix="check the name, your network and (for a gated model) your Hub login; a local folder works offline",
         ) from error
     except ValueError as error:
+        if "Unrecognized configuration class" in str(error):
+            raise UserError(
+                f"transformers has no {factory.__name__} for {config.path!r}",
+                where="model.path",
+                fix="a model of the kind that the stage trains, or another stage: tune ls stage",
+            ) from error
         if "trust_remote_code" not in str(error):
             raise
         raise UserError(
