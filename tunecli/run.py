@@ -28,6 +28,7 @@ from tunecli.config.run_lock import lock_run
 from tunecli.config.stage import (
     ClassifyConfig,
     HeadConfig,
+    Objective,
     PretrainConfig,
     ProblemType,
     Subwords,
@@ -39,6 +40,7 @@ from tunecli.config.train import Precision
 from tunecli.data import about
 from tunecli.data.batching import Batching, microbatches
 from tunecli.data.candidates import Candidates
+from tunecli.data.corruption import PrefixLM, SpanCorruption, end_of_text, sentinels_of
 from tunecli.data.examples import Unusable
 from tunecli.data.feed import Feed, Shuffled, stream
 from tunecli.data.labels import Labels, class_weights, run_labels
@@ -204,6 +206,7 @@ def prepare_data(config: RunConfig, *, show_progress: bool) -> Data:
     tokenizer = load_tokenizer(config.model)
     if config.stage.task is Task.masked_lm:
         mask_of(tokenizer)
+    _sentinels(config, tokenizer)
     train, validation = build(config.data, tokenizer, encoding_of(config, tokenizer), show_progress=show_progress)
     if validation is not None and config.evaluation.choices:
         check_choices(validation, tokenizer, config.evaluation.choices)
@@ -375,7 +378,7 @@ def _reader(config: RunConfig, data: Data, policy: Wrapped) -> Reader:
     if isinstance(stage, VerbalizeConfig):
         return _candidates(config, data)
     if isinstance(policy, Seq2SeqPolicy):
-        return SourceTarget(shift=partial(shifted, policy.lm))
+        return _two_sides(config, data, policy)
     if data.labels is None or isinstance(policy, Policy):
         return next_tokens
     token_types = getattr(policy.lm.config, "type_vocab_size", 0) > 1
@@ -388,6 +391,33 @@ def _reader(config: RunConfig, data: Data, policy: Wrapped) -> Reader:
         token_types=token_types,
         class_weights=class_weights(stage, data.train),
     )
+
+
+def _two_sides(config: RunConfig, data: Data, policy: Seq2SeqPolicy) -> Reader:
+    """What an encoder-decoder reads, and what it is to write."""
+    stage, shift = config.stage, partial(shifted, policy.lm)
+    if not isinstance(stage, PretrainConfig):
+        return SourceTarget(shift=shift)
+    eos = end_of_text(data.tokenizer)
+    if stage.objective is Objective.prefix_lm:
+        return PrefixLM(seed=config.seed, eos=eos, shift=shift)
+    return SpanCorruption(
+        seed=config.seed,
+        sentinels=_sentinels(config, data.tokenizer),
+        eos=eos,
+        shift=shift,
+        density=stage.mask_probability,
+        mean_span=stage.mean_span_length,
+    )
+
+
+def _sentinels(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Enough for the longest text with the objective span_corruption; none with others."""
+    stage = config.stage
+    if not isinstance(stage, PretrainConfig) or stage.objective is not Objective.span_corruption:
+        return []
+    shares = {"density": stage.mask_probability, "mean_span": stage.mean_span_length}
+    return sentinels_of(tokenizer, config.data.max_length, **shares)
 
 
 def _candidates(config: RunConfig, data: Data) -> Candidates:

@@ -127,7 +127,7 @@ def readers(seed: int = 0) -> list[SpanCorruption | PrefixLM]:
 
 @pytest.mark.parametrize("kind", [0, 1])
 def test_what_is_drawn_depends_on_seed_and_number_alone(kind: int) -> None:
-    example = Encoded.of(np.append(text(60), EOS), np.array([1, 61]))
+    example = Encoded.of(np.append(text(60), EOS), np.array([0, 60]))
     found = readers()[kind](example, "a", 7)
     assert torch.equal(readers()[kind](example, "b", 7).input_ids, found.input_ids)
     others = [readers()[kind](example, "a", 8), readers(seed=1)[kind](example, "a", 7)]
@@ -136,7 +136,7 @@ def test_what_is_drawn_depends_on_seed_and_number_alone(kind: int) -> None:
 
 @pytest.mark.parametrize("kind", [0, 1])
 def test_both_sides_end_once_and_the_decoder_reads_what_it_has_written(kind: int) -> None:
-    example = Encoded.of(np.append(text(60), EOS), np.array([1, 61]))
+    example = Encoded.of(np.append(text(60), EOS), np.array([0, 60]))
     reading = readers()[kind](example, "a", 3)
     for side in (reading.input_ids, reading.targets):
         assert (side == EOS).nonzero()[:, 0].tolist() == [len(side) - 1]
@@ -146,10 +146,20 @@ def test_both_sides_end_once_and_the_decoder_reads_what_it_has_written(kind: int
 
 
 @pytest.mark.parametrize("kind", [0, 1])
-@pytest.mark.parametrize("ids", [[5, EOS], [5, 6], [5, 6, EOS]])
+@pytest.mark.parametrize("ids", [[5], [5, EOS], [5, 6], [5, 6, EOS]])
 def test_the_shortest_texts_have_two_sides(kind: int, ids: list[int]) -> None:
-    reading = readers()[kind](Encoded.of(np.array(ids), np.array([1, len(ids)])), "a", 0)
+    reading = readers()[kind](Encoded.of(np.array(ids), np.array([0, 1])), "a", 0)
     assert len(reading.input_ids) > 1 and len(reading.targets) > 1
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_virtual_tokens_stay_in_front_of_the_source(kind: int) -> None:
+    front = np.array([2000, 2001])
+    plain = Encoded.of(np.append(text(30), EOS), np.array([0, 30]))
+    more = Encoded.of(np.concatenate([front, text(30), [EOS]]), np.array([2, 32]))
+    expected, found = readers()[kind](plain, "a", 5), readers()[kind](more, "a", 5)
+    assert found.input_ids.tolist() == [2000, 2001, *expected.input_ids.tolist()]
+    assert torch.equal(found.targets, expected.targets)
 
 
 def test_sentinels_are_found_by_name_and_counted() -> None:

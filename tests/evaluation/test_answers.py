@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,9 @@ from tunecli.config.data import DataConfig
 from tunecli.config.errors import UserError
 from tunecli.config.evaluation import EvaluationConfig
 from tunecli.config.model import Attention, ModelConfig
+from tunecli.config.stage import Task
 from tunecli.data.mixture import build
+from tunecli.data.reading import SourceTarget
 from tunecli.data.tokens import Encoding
 from tunecli.engine.distributed import make_accelerator
 from tunecli.evaluation import texts
@@ -21,7 +25,9 @@ from tunecli.evaluation.evaluator import Abandoned, Evaluator
 from tunecli.models.generate import stop_ids
 from tunecli.models.load import load_model, load_tokenizer
 from tunecli.models.self_test import choose_policy
+from tunecli.models.seq2seq_policy import shifted
 
+CPU = torch.device("cpu")
 MODEL = ModelConfig(path="builtin:tiny_llama")
 
 
@@ -120,3 +126,27 @@ def test_prompts_are_answered_without_validation_data(policy, tokenizer) -> None
 def test_an_evaluation_can_be_abandoned(examples, policy, tokenizer) -> None:
     with pytest.raises(Abandoned):
         evaluator(examples, tokenizer, choices=["a", "b"])(policy, lambda done: done == 0)
+
+
+def test_the_most_likely_choice_of_an_encoder_decoder_is_that_of_the_stock_model(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("TUNECLI_CACHE", str(tmp_path))
+    model = ModelConfig(path="builtin:tiny_t5")
+    lm, tokenizer = load_model(model, dtype=torch.float32, device=CPU, task=Task.seq2seq_lm), load_tokenizer(model)
+    policy = choose_policy(lm, Attention.auto, Task.seq2seq_lm).policy.eval()
+    encoding = Encoding(task=Task.seq2seq_lm, max_target_length=64)
+    rows, _ = build(DataConfig(path="builtin:smoke_seq2seq"), tokenizer, encoding, show_progress=False)
+    batches = replace(batching(rows=2, packed=False), read=SourceTarget(shift=partial(shifted, lm)))
+    chosen = []
+    for i in range(6):
+        asked = question(rows, i)
+        right = text_of(asked.answer, tokenizer)
+        choices = ["another", right, "Ben: 3 figs"]
+        scores = []
+        for choice in choices:
+            labels = torch.tensor([tokenizer(choice)["input_ids"]])
+            with torch.no_grad():
+                loss = lm(input_ids=torch.tensor([asked.prompt]), labels=labels).loss
+            scores.append(-loss.item() * labels.numel())
+        chosen.append(scores.index(max(scores)) == 1)
+        assert right_choices(policy, tokenizer, [[asked]], choices, batches) == [chosen[-1]]
+    assert len(set(chosen)) == 2

@@ -18,9 +18,13 @@ from tunecli.chat.settings import Settings
 from tunecli.cli import main
 from tunecli.config.compose import compose_run
 from tunecli.config.errors import UserError
+from tunecli.config.train import Precision
+from tunecli.config.virtual import FIRST_VIRTUAL
+from tunecli.engine.console import Display
 from tunecli.evaluation import texts
 from tunecli.merge import logits, merge
-from tunecli.run import prepare_data
+from tunecli.models.builtin import NUM_SENTINELS
+from tunecli.run import build_policy, first_batches, prepare_data
 
 WORDS = ["recipe=smoke_seq2seq", "train.max_steps=4", "train.eval_every=4", "train.learning_rate=0.1", "launch=cpu"]
 MEASURED = ["evaluation={exact_match: 11, rouge: 11, bleu: 9, chrf: 7, max_new_tokens: 8, num_beams: 2}"]
@@ -117,6 +121,31 @@ def test_a_stage_refuses_models_of_another_kind(recipe: str, model: str, what: s
     config = compose_run(recipe, [f"model={model}"]).config
     with pytest.raises(UserError, match=rf"model\.path: builtin:{model}(.|\n)*{what}"):
         prepare_data(config, show_progress=False)
+
+
+@pytest.mark.parametrize("objective", ["span_corruption", "prefix_lm"])
+def test_documents_are_learnt_with_the_loss_of_transformers(objective: str) -> None:
+    words = [f"stage.objective={objective}", "peft=[prompt_tuning]", "seed=5", "data.max_length=64"]
+    config = compose_run("smoke_t5_pretrain", words).config
+    data = prepare_data(config, show_progress=False)
+    display = Display(enabled=False)
+    device = torch.device("cpu")
+    policy = build_policy(
+        config, data, precision=Precision.fp32, device=device, display=display, batches=lambda _: iter(()), starts={}
+    ).eval()
+    batch = next(first_batches(config, data, policy))
+    sentinels = (batch.targets >= len(data.tokenizer) - NUM_SENTINELS).sum()
+    assert (sentinels > 0) == (objective == "span_corruption")
+    virtual = (batch.input_ids >= FIRST_VIRTUAL).sum(1)
+    assert virtual.tolist() == [config.peft["prompt_tuning"].num_virtual_tokens] * len(virtual)
+    assert batch.decoder_input_ids.max() < len(data.tokenizer)
+    labels = torch.full_like(batch.decoder_input_ids, -100)
+    labels.view(-1)[batch.kept] = batch.targets
+    with torch.no_grad():
+        loss = policy.lm(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=labels).loss
+        assert -policy(batch).mean().item() == pytest.approx(loss.item(), abs=1e-5)
+    again = next(first_batches(config, data, policy))
+    assert torch.equal(batch.input_ids, again.input_ids)
 
 
 @pytest.mark.slow

@@ -192,8 +192,11 @@ def _length(data: DataConfig) -> Iterator[Problem]:
 
 
 def _text_to_text(config: RunConfig) -> Iterator[Problem]:
-    """What the source and the target of an encoder-decoder have no use for."""
+    """What an encoder-decoder, its sources and its targets have no use for."""
     data, stage = config.data, config.stage
+    if stage.task is Task.seq2seq_lm and config.model.attention is Attention.packed:
+        fix = "model.attention=auto"
+        yield Problem("model.attention", "is packed, and encoder-decoders read padded rows", fix)
     if not isinstance(stage, Seq2SeqConfig):
         return
     if stage.max_target_length < 2:
@@ -206,9 +209,6 @@ def _text_to_text(config: RunConfig) -> Iterator[Problem]:
     if data.system in (SystemPolicy.add, SystemPolicy.replace):
         fix = "data.system=keep; write it into the text with data.columns.source='...{column}'"
         yield _idle("data.system", "stage=seq2seq, which reads plain text", fix)
-    if config.model.attention is Attention.packed:
-        fix = "model.attention=auto"
-        yield Problem("model.attention", "is packed, and encoder-decoders read padded rows", fix)
 
 
 def _streaming(config: RunConfig) -> Iterator[Problem]:

@@ -8,7 +8,7 @@ from tunecli.config.data import training_sources
 from tunecli.config.errors import Problem
 from tunecli.config.peft import PromptInit, PromptTuningConfig, PTuningConfig
 from tunecli.config.run import RunConfig
-from tunecli.config.stage import SFTConfig, Task, Turns, VerbalizeConfig
+from tunecli.config.stage import Seq2SeqConfig, SFTConfig, Turns, VerbalizeConfig
 from tunecli.config.template import Field, Template, Virtual, Words, parse_template
 from tunecli.config.virtual import virtual_ids
 
@@ -33,7 +33,7 @@ def prompt_problems(config: RunConfig) -> Iterator[Problem]:
         return
     for name, template in templates.items():
         yield from _template(f"peft.{name}.template", template, config)
-    if config.stage.task is not Task.seq2seq_lm:
+    if not isinstance(config.stage, Seq2SeqConfig):
         yield from _columns_without_template(config, templates)
     yield from _length(config)
 
@@ -53,7 +53,7 @@ def _start(key: str, method: PromptTuningConfig) -> Iterator[Problem]:
 
 
 def _template(key: str, template: Template, config: RunConfig) -> Iterator[Problem]:
-    if config.stage.task is Task.seq2seq_lm:
+    if isinstance(config.stage, Seq2SeqConfig):
         yield from _for_encoder_decoders(key, template)
         return
     if isinstance(config.stage, VerbalizeConfig):

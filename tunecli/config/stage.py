@@ -33,6 +33,8 @@ class Objective(Enum):
 
     causal_lm = "causal_lm"
     masked_lm = "masked_lm"
+    span_corruption = "span_corruption"
+    prefix_lm = "prefix_lm"
 
 
 class LanguageModel(Enum):
@@ -82,13 +84,23 @@ class PretrainConfig(StageConfig):
 
     name: str = "pretrain"
     objective: Objective = Objective.causal_lm
-    """Each token from those before it, or masked ones from those around them (encoders such as BERT)."""
+    """Each token from those before it, or masked ones from those around them (encoders such as BERT). Of
+    encoder-decoders such as T5: spans that are taken out, or the rest of a text from its beginning (`prefix_lm`)."""
     mask_probability: float = 0.15
-    """With `objective: masked_lm`: share of the tokens that are predicted."""
+    """With `objective: masked_lm` and `span_corruption`: share of the tokens that are predicted."""
+    mean_span_length: float = 3.0
+    """With `objective: span_corruption`: tokens of a span, on average."""
 
     @property
     def task(self) -> Task:
+        if self.objective in (Objective.span_corruption, Objective.prefix_lm):
+            return Task.seq2seq_lm
         return Task(self.objective.value)
+
+    @property
+    def reads(self) -> Task:
+        """Plain documents, of which masked language models learn too."""
+        return Task.masked_lm if self.task is Task.seq2seq_lm else self.task
 
     @property
     def train_on_prompt(self) -> bool:

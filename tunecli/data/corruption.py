@@ -117,10 +117,10 @@ class SpanCorruption:
     mean_span: float = MEAN_SPAN_LENGTH
 
     def __call__(self, example: Encoded, source: str, number: int) -> Reading:
-        ids = _text(example, self.eos)
+        front, text = _text(example, self.eos)
         shares = {"density": self.density, "mean_span": self.mean_span}
-        sides = span_corruption(ids, [self.seed, STREAM, number], self.sentinels, **shares)
-        return _reading(sides, self.eos, self.shift)
+        sides = span_corruption(text, [self.seed, STREAM, number], self.sentinels, **shares)
+        return _reading(front, sides, self.eos, self.shift)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,22 +132,38 @@ class PrefixLM:
     shift: Shift
 
     def __call__(self, example: Encoded, source: str, number: int) -> Reading:
-        ids = _text(example, self.eos)
-        return _reading(prefix_lm(ids, [self.seed, STREAM, number]), self.eos, self.shift)
+        front, text = _text(example, self.eos)
+        return _reading(front, prefix_lm(text, [self.seed, STREAM, number]), self.eos, self.shift)
 
 
-def _text(example: Encoded, eos: int) -> np.ndarray:
-    """Without an end-of-text token at its end. A single token becomes two: itself and that end."""
-    ids = example.input_ids.numpy()
-    return ids[:-1] if len(ids) > 2 and ids[-1] == eos else ids
+def _text(example: Encoded, eos: int) -> tuple[np.ndarray, np.ndarray]:
+    """What stands in front of a text (virtual tokens, say), and the text without an end-of-text token at its end. A
+    single token becomes two: itself and that end."""
+    ids, start = example.input_ids.numpy(), int(example.spans[0][0])
+    end = len(ids) - int(ids[-1] == eos)
+    text = ids[start:end]
+    return ids[:start], text if len(text) > 1 else np.append(text, eos)
 
 
-def _reading(sides: Sides, eos: int, shift: Shift) -> Reading:
-    source, target = (torch.from_numpy(np.append(side, eos)) for side in sides)
-    return read_and_write(source, target, shift)
+def _reading(front: np.ndarray, sides: Sides, eos: int, shift: Shift) -> Reading:
+    source, target = (np.append(side, eos) for side in sides)
+    return read_and_write(torch.from_numpy(np.concatenate([front, source])), torch.from_numpy(target), shift)
 
 
-def sentinels_of(tokenizer: PreTrainedTokenizerBase, longest: int) -> list[int]:
+def end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Its id. Raises UserError if there is none."""
+    if tokenizer.eos_token_id is None:
+        raise UserError("its tokenizer has no end-of-text token", where="model.path", fix="T5 or one of its kind")
+    return tokenizer.eos_token_id
+
+
+def sentinels_of(
+    tokenizer: PreTrainedTokenizerBase,
+    longest: int,
+    *,
+    density: float = NOISE_DENSITY,
+    mean_span: float = MEAN_SPAN_LENGTH,
+) -> list[int]:
     """Ids of <extra_id_0>, <extra_id_1> and so on.
 
     Args:
@@ -164,11 +180,11 @@ def sentinels_of(tokenizer: PreTrainedTokenizerBase, longest: int) -> list[int]:
         raise UserError(
             "its tokenizer has no sentinels <extra_id_0>, ..., which span corruption marks gaps with",
             where="model.path",
-            fix="T5 or one of its kind; or prefix LM, which needs none",
+            fix="T5 or one of its kind, or stage.objective=prefix_lm",
         )
-    _, spans = num_noise(longest)
+    _, spans = num_noise(longest, density, mean_span)
     if len(found) <= spans:
-        most = max(length for length in range(2, longest) if num_noise(length)[1] < len(found))
+        most = max(length for length in range(2, longest) if num_noise(length, density, mean_span)[1] < len(found))
         raise UserError(
             f"texts of {longest} tokens have {spans} gaps, and the tokenizer has {len(found)} sentinels, one of them "
             "for the end",

@@ -122,7 +122,7 @@ def _encode(example: Example, job: _Job) -> Steps:
         return (yield from labelled(example, job.encoder, job.options))
     elif isinstance(example, Tagged):
         return (yield from tagged(example, job.encoder, job.options))
-    elif isinstance(example, Text) and job.options.task is Task.masked_lm:
+    elif isinstance(example, Text) and job.options.task in (Task.masked_lm, Task.seq2seq_lm):
         return (yield from documents(example, job.encoder, job.options))
     elif isinstance(example, Columns):
         return [_filled(example, job)]
