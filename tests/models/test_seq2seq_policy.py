@@ -10,11 +10,12 @@ import torch
 from architectures import ENCODERS_AND_PAIRS, model_of
 from tiny import VOCABULARY, batching
 from torch.testing import assert_close
+from tuners import disturbed
 
 from tests.peft_methods.test_grid import SMALL
 from tunecli.config.errors import UserError
 from tunecli.config.model import Attention
-from tunecli.config.peft import PEFT_SCHEMAS
+from tunecli.config.peft import PEFT_SCHEMAS, LoraConfig
 from tunecli.config.stage import Task
 from tunecli.data.batching import collate, microbatches
 from tunecli.data.encoded import Encoded
@@ -24,7 +25,9 @@ from tunecli.models.generate import generate
 from tunecli.models.policy import Head
 from tunecli.models.self_test import choose_policy
 from tunecli.models.seq2seq_policy import Seq2SeqPolicy, shifted
+from tunecli.peft_methods.by_row import route_rows
 from tunecli.peft_methods.composition import inject
+from tunecli.peft_methods.injection import activate, adapter_name
 from tunecli.peft_methods.token_ids import token_ids
 
 SOURCES, TARGETS = [9, 4, 12, 6, 3], [3, 7, 5, 2, 6]
@@ -183,3 +186,25 @@ def test_answers_are_those_of_each_source_alone(name: str, beams: int) -> None:
     for ids, answer in zip(sources, made, strict=True):
         own = lm.generate(ids[None], do_sample=False, eos_token_id=3, pad_token_id=0, **wanted)[0, 1:].tolist()
         assert answer == (own[: own.index(3)] if 3 in own else own)
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_each_row_can_have_its_own_adapter(name: str) -> None:
+    lm = model(name)
+    policy, found = policy_of(lm), pairs()
+    inject(lm, {"a": LoraConfig(r=2), "b": LoraConfig(r=3)}, seed=0)
+    names = [adapter_name(each) for each in "ab"]
+    route_rows(lm, names)
+    disturbed(lm)
+    found.adapters = [0, 1, 1, 0, 1]
+    (batch,) = batch_of(policy, found)
+    assert batch.adapters.tolist() == [found.adapters[row] for row in batch.rows]
+    with torch.no_grad():
+        together = policy(batch)
+        alone = []
+        for number in (0, 1):
+            activate(lm, names[number : number + 1])
+            alone.append(policy(replace(batch, adapters=None)))
+    rows = batch.adapters.repeat_interleave(torch.tensor([TARGETS[row] for row in batch.rows]))
+    assert_close(together, torch.where(rows == 0, *alone), atol=2e-5, rtol=1e-4)
+    assert (alone[0] - alone[1]).abs().max() > 1e-2

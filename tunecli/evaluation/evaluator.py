@@ -22,7 +22,7 @@ from tunecli.models.self_test import LanguageModel
 TOGETHER = 32
 """Questions that each rank answers between two looks at whether to go on."""
 SHOWN = 5
-"""Answered validation questions that are kept as samples."""
+"""Answered validation questions that are kept as samples while a model is trained."""
 
 Sample = dict[str, str]
 """`prompt`, `answer` and, where there is a right answer, `expected`."""
@@ -41,6 +41,8 @@ class Evaluator:
     """token ids of `config.prompts`, as the model is asked"""
     batching: Batching
     accelerator: Accelerator
+    shown: int = SHOWN
+    """answered validation questions that are kept as samples"""
 
     def __call__(self, policy: LanguageModel, proceed: Callable[[float], bool]) -> Evaluation:
         """Metrics of generated texts, whether each validation example is right, and samples.
@@ -107,7 +109,7 @@ class Evaluator:
         self, groups: Sequence[Sequence[int]], answers: Sequence[str], expected: Sequence[str]
     ) -> list[Sample]:
         """The first answers."""
-        first = range(min(SHOWN, len(groups)))
+        first = range(min(self.shown, len(groups)))
         prompts = [self._text(self._questions(groups, [i])[0][0].prompt) for i in first]
         return [
             {"prompt": prompt, "answer": answer, "expected": right}
