@@ -25,6 +25,7 @@ STREAM += ["data.validation=null", "train.eval_every=null"]
 TWO = ["launch=cpu", "launch.num_processes=2"]
 ADALORA = [f"peft.adalora.{value}" for value in ("init_r=6", "target_r=3", "deltaT=2", "tinit=1", "tfinal=3")]
 ADALORA += ["peft.adalora.lora_dropout=0.2"]
+MLM_STREAM = ["data.streaming=true", "data.shuffle_buffer=10", "data.validation=null", "train.eval_every=null"]
 CASES = {
     "full": ["recipe=smoke_sft_full"],
     "lora": ["recipe=smoke_sft_lora", DROPOUT],
@@ -38,8 +39,10 @@ CASES = {
     "lora-two-processes": ["recipe=smoke_sft_lora", DROPOUT, "launch=cpu", "launch.num_processes=2"],
     "classify-two-processes": ["recipe=smoke_classify", "peft=[lora,p_tuning_v2]", DROPOUT, *TWO],
     "tag": ["recipe=smoke_tag", DROPOUT],
+    "span-corruption": ["recipe=smoke_t5_pretrain", "train.eval_every=null"],  # T5 drops out too
     "streamed": ["recipe=smoke_sft_full", *STREAM],
     "streamed-two-processes": ["recipe=smoke_sft_lora", *STREAM, "launch=cpu", "launch.num_processes=2"],
+    "masked-lm-streamed-two-processes": ["recipe=smoke_mlm", *MLM_STREAM, *TWO],
     "full-two-processes": ["recipe=smoke_sft_full", "launch=cpu", "launch.num_processes=2"],
 }
 

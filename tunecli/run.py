@@ -25,18 +25,34 @@ from tunecli.config.peft import without_head
 from tunecli.config.peft_checks import schedule_problems
 from tunecli.config.run import RunConfig, micro_batch_tokens, to_yaml
 from tunecli.config.run_lock import lock_run
-from tunecli.config.stage import ClassifyConfig, HeadConfig, ProblemType, StageConfig, Subwords, Turns
+from tunecli.config.stage import (
+    ClassifyConfig,
+    HeadConfig,
+    Objective,
+    PretrainConfig,
+    ProblemType,
+    Subwords,
+    Task,
+    Turns,
+    VerbalizeConfig,
+)
 from tunecli.config.train import Precision
 from tunecli.data import about
 from tunecli.data.batching import Batching, microbatches
+from tunecli.data.candidates import Candidates
+from tunecli.data.corruption import PrefixLM, SpanCorruption, end_of_text, sentinels_of
 from tunecli.data.examples import Unusable
 from tunecli.data.feed import Feed, Shuffled, stream
 from tunecli.data.labels import Labels, class_weights, run_labels
 from tunecli.data.left_out import LeftOut
+from tunecli.data.masking import MaskedTokens, mask_of, ordinary_tokens
 from tunecli.data.mixture import Mixture, build, shares
 from tunecli.data.prompts import chat_prompt, raw_prompt, trained_on_raw_text
-from tunecli.data.reading import EachWord, Place, Reader, WholeText, next_tokens
+from tunecli.data.reading import EachWord, Place, Reader, SourceTarget, WholeText, next_tokens
+from tunecli.data.shots import few
+from tunecli.data.text_encoder import TextEncoder
 from tunecli.data.tokens import Encoding
+from tunecli.data.verbalizing import Verbalizer
 from tunecli.engine.batch import Batch
 from tunecli.engine.checkpoint import (
     Checkpoint,
@@ -59,9 +75,18 @@ from tunecli.engine.step_hook import restore_hooks
 from tunecli.engine.trackers import Trackers
 from tunecli.evaluation.answers import check_choices
 from tunecli.evaluation.evaluator import Evaluator
-from tunecli.models.load import Head, load_model, load_tokenizer, num_parameters, resolve_path, weight_dtype
+from tunecli.models.load import (
+    Head,
+    check_kind,
+    load_model,
+    load_tokenizer,
+    num_parameters,
+    resolve_path,
+    weight_dtype,
+)
 from tunecli.models.policy import ONEDNN_MULTIPLE, Policy
 from tunecli.models.self_test import Wrapped, choose_policy
+from tunecli.models.seq2seq_policy import Seq2SeqPolicy, shifted
 from tunecli.peft_methods.by_row import route_rows
 from tunecli.peft_methods.composition import inject, rate_factors, step_hooks
 from tunecli.peft_methods.injection import adapter_name, leave_casts_to_autocast
@@ -161,7 +186,7 @@ def main(config: RunConfig, run_dir: Path) -> int:
         )
     )
     exit_status = 0 if finished else 128 + (stop.number or 15)
-    if accelerator.is_main_process and finished:
+    if accelerator.is_main_process and finished and num_steps > 0:
         if config.train.keep_best and progress.best_step not in (0, progress.step):
             _go_back_to_best(config, policy, recorder, progress.best_step, display)
         save_result(config, policy, data, run_dir)
@@ -177,12 +202,22 @@ def main(config: RunConfig, run_dir: Path) -> int:
 
 def prepare_data(config: RunConfig, *, show_progress: bool) -> Data:
     """Tokenizer and tokenised data, from the cache where they are there already."""
+    check_kind(config.model, config.stage.task)
     tokenizer = load_tokenizer(config.model)
+    if config.stage.task is Task.masked_lm:
+        mask_of(tokenizer)
+    _sentinels(config, tokenizer)
     train, validation = build(config.data, tokenizer, encoding_of(config, tokenizer), show_progress=show_progress)
     if validation is not None and config.evaluation.choices:
         check_choices(validation, tokenizer, config.evaluation.choices)
     stage = config.stage
-    labels = run_labels(config.data, stage, train, validation) if isinstance(stage, HeadConfig) else None
+    labels = None
+    if isinstance(stage, HeadConfig | VerbalizeConfig):
+        labels = run_labels(config.data, stage, train, validation)
+    if train is not None and config.data.shots is not None:
+        train = few(train, config.data.shots, config.seed)
+    if labels is not None and isinstance(stage, VerbalizeConfig):
+        Verbalizer(TextEncoder(tokenizer), encoding_of(config, tokenizer)).check(labels.by_task)
     return Data(tokenizer, train, validation, labels)
 
 
@@ -192,6 +227,7 @@ def encoding_of(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Encodi
     return Encoding(
         task=stage.task,
         max_length=data.max_length,
+        max_target_length=getattr(stage, "max_target_length", 0),
         overlong=data.overlong,
         truncation_side=data.truncation_side,
         train_on_prompt=getattr(stage, "train_on_prompt", False),
@@ -200,6 +236,8 @@ def encoding_of(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Encodi
         problem_type=getattr(stage, "problem_type", ProblemType.single_label),
         label_subwords=getattr(stage, "label_subwords", Subwords.first),
         overlap=getattr(stage, "overlap", 0),
+        templates=tuple(getattr(stage, "templates", ())),
+        verbalizer=dict(getattr(stage, "verbalizer", {})),
         system=data.system,
         system_prompt=data.system_prompt,
         thinking=data.thinking,
@@ -284,7 +322,7 @@ def head_factors(policy: Wrapped, config: RunConfig) -> dict[str, float]:
 
 
 def _head(config: RunConfig, data: Data) -> Head | None:
-    if data.labels is None:
+    if data.labels is None or not config.stage.task.has_labels:
         return None
     problem = getattr(config.stage, "problem_type", ProblemType.single_label)
     return Head(labels=data.labels.names, problem_type=problem, seed=config.seed)
@@ -314,6 +352,7 @@ def build_stage(
 
 
 def _batching(config: RunConfig, data: Data, policy: Wrapped, *, num_processes: int, process_index: int) -> Batching:
+    read = _reader(config, data, policy)
     return Batching(
         num_processes=num_processes,
         process_index=process_index,
@@ -321,12 +360,25 @@ def _batching(config: RunConfig, data: Data, policy: Wrapped, *, num_processes: 
         tokens=micro_batch_tokens(config),
         packed=policy.packed,
         pad_token_id=data.tokenizer.pad_token_id or 0,
-        read=_reader(config.stage, data, policy),
+        read=read,
+        copies=read.copies if isinstance(read, Candidates) else 1,
     )
 
 
-def _reader(stage: StageConfig, data: Data, policy: Wrapped) -> Reader:
+def _reader(config: RunConfig, data: Data, policy: Wrapped) -> Reader:
     """What the model is to predict of an example."""
+    stage = config.stage
+    if isinstance(stage, PretrainConfig) and stage.task is Task.masked_lm:
+        return MaskedTokens(
+            seed=config.seed,
+            probability=stage.mask_probability,
+            mask=mask_of(data.tokenizer),
+            vocabulary=ordinary_tokens(data.tokenizer),
+        )
+    if isinstance(stage, VerbalizeConfig):
+        return _candidates(config, data)
+    if isinstance(policy, Seq2SeqPolicy):
+        return _two_sides(config, data, policy)
     if data.labels is None or isinstance(policy, Policy):
         return next_tokens
     token_types = getattr(policy.lm.config, "type_vocab_size", 0) > 1
@@ -341,13 +393,49 @@ def _reader(stage: StageConfig, data: Data, policy: Wrapped) -> Reader:
     )
 
 
+def _two_sides(config: RunConfig, data: Data, policy: Seq2SeqPolicy) -> Reader:
+    """What an encoder-decoder reads, and what it is to write."""
+    stage, shift = config.stage, partial(shifted, policy.lm)
+    if not isinstance(stage, PretrainConfig):
+        return SourceTarget(shift=shift)
+    eos = end_of_text(data.tokenizer)
+    if stage.objective is Objective.prefix_lm:
+        return PrefixLM(seed=config.seed, eos=eos, shift=shift)
+    return SpanCorruption(
+        seed=config.seed,
+        sentinels=_sentinels(config, data.tokenizer),
+        eos=eos,
+        shift=shift,
+        density=stage.mask_probability,
+        mean_span=stage.mean_span_length,
+    )
+
+
+def _sentinels(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Enough for the longest text with the objective span_corruption; none with others."""
+    stage = config.stage
+    if not isinstance(stage, PretrainConfig) or stage.objective is not Objective.span_corruption:
+        return []
+    shares = {"density": stage.mask_probability, "mean_span": stage.mean_span_length}
+    return sentinels_of(tokenizer, config.data.max_length, **shares)
+
+
+def _candidates(config: RunConfig, data: Data) -> Candidates:
+    assert data.labels is not None
+    verbalizer = Verbalizer(TextEncoder(data.tokenizer), encoding_of(config, data.tokenizer))
+    labels = {label for labels in data.labels.by_task.values() for label in labels}
+    words = [{label: verbalizer.ids(i, label) for label in labels} for i in range(len(verbalizer.templates))]
+    masked = config.stage.task is Task.masked_lm
+    return Candidates(labels=data.labels, words=words, mask=mask_of(data.tokenizer) if masked else None)
+
+
 def prompt_ids(config: RunConfig, data: Data) -> list[list[int]]:
     """`evaluation.prompts` as the model is asked: through the chat template, where training goes through it."""
     known = data.train or data.validation
     formats = [format.name for format in known.formats] if known is not None else [config.data.format]
     encoding = encoding_of(config, data.tokenizer)
     try:
-        if encoding.template or trained_on_raw_text(config.data, formats):
+        if encoding.template or encoding.task is Task.seq2seq_lm or trained_on_raw_text(config.data, formats):
             return [raw_prompt(text, data.tokenizer, encoding) for text in config.evaluation.prompts]
         chats = [[{"role": "user", "content": text}] for text in config.evaluation.prompts]
         return [chat_prompt(chat, data.tokenizer, encoding) for chat in chats]
@@ -365,7 +453,7 @@ def save_result(config: RunConfig, policy: Wrapped, data: Data, run_dir: Path) -
     result = run_dir / ("adapter" if config.peft else "model")
     if config.peft:
         save_adapters(policy.lm, config.peft, result, base=resolve_path(config.model.path))
-        if data.labels is not None:
+        if config.stage.task.has_labels:
             policy.lm.config.save_pretrained(result)  # with the names of the labels
     else:
         policy.lm.save_pretrained(result)
@@ -427,6 +515,11 @@ def _announce(
                 display.note(line, style="yellow")
             for line in about.splits(config.data, examples):
                 display.note(line)
+    if num_steps == 0:
+        display.note(
+            "train.max_steps=0: the model is evaluated as it is; nothing is trained, and no weights are saved"
+        )
+        return
     display.note(
         f"{num_steps} steps of {train.global_batch_size} examples over {processes}, "
         f"micro-batches of {cut}, {'padding-free' if policy.packed else 'padded'}"

@@ -14,6 +14,7 @@ from tunecli.config.compose import load_config
 from tunecli.config.data_checks import data_problems
 from tunecli.config.data_files import is_local
 from tunecli.config.errors import Problem
+from tunecli.config.language_checks import language_problems
 from tunecli.config.launch import Strategy
 from tunecli.config.nearest import did_you_mean
 from tunecli.config.peft_checks import missing_starts, peft_problems
@@ -25,7 +26,7 @@ POSITIVE = (
     "data.max_length",
     "data.num_workers",
     "data.shuffle_buffer",
-    "train.max_steps",
+    "data.shots",
     "train.num_epochs",
     "train.global_batch_size",
     "train.micro_batch_size",
@@ -39,13 +40,22 @@ POSITIVE = (
     "train.max_minutes",
     "train.early_stopping",
     "evaluation.max_new_tokens",
+    "evaluation.num_beams",
     "launch.num_processes",
 )
 NOT_NEGATIVE = (
-    *("seed", "train.warmup_steps", "train.weight_decay", "train.max_grad_norm"),
-    *("evaluation.exact_match", "evaluation.temperature"),
+    *("seed", "train.max_steps", "train.warmup_steps", "train.weight_decay", "train.max_grad_norm"),
+    *("evaluation.exact_match", "evaluation.rouge", "evaluation.bleu", "evaluation.chrf", "evaluation.temperature"),
 )
-METRICS = ("eval/loss", "eval/perplexity", "eval/exact_match", "eval/choice_accuracy")
+GENERATED = {
+    "eval/exact_match": "exact_match",
+    **dict.fromkeys(("eval/rouge1", "eval/rouge2", "eval/rougeL"), "rouge"),
+    "eval/bleu": "bleu",
+    "eval/chrf": "chrf",
+}
+"""Metrics of generated answers -> which number of `evaluation` gives them."""
+METRICS = ("eval/loss", "eval/perplexity", "eval/choice_accuracy", *GENERATED)
+BLEU_TOKENIZERS = ("auto", "13a", "zh", "char", "intl", "none")
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 FRACTION = ("train.adam_beta1", "train.adam_beta2")
 """From 0 up to, but without, 1."""
@@ -64,6 +74,7 @@ def find_problems(config: RunConfig, *, new_run: bool = False) -> list[Problem]:
         *_model_path(config),
         *data_problems(config),
         *stage_problems(config),
+        *language_problems(config),
         *([*missing_starts(config), *_output_dir(config)] if new_run else []),
     ]
 
@@ -102,6 +113,12 @@ def _batch(config: RunConfig) -> Iterator[Problem]:
 
 def _schedule(config: RunConfig) -> Iterator[Problem]:
     train = config.train
+    if train.max_steps == 0 and config.data.validation is None and not config.evaluation.prompts:
+        yield Problem(
+            "train.max_steps",
+            "is 0, which evaluates the model as it is, and there is nothing to evaluate it on",
+            "data.validation=0.05 holds out a share of the rows",
+        )
     if train.warmup_steps > 1 and train.warmup_steps != int(train.warmup_steps):
         fix = f"train.warmup_steps={int(train.warmup_steps)}, or a share of all steps such as 0.03"
         yield Problem("train.warmup_steps", f"is {train.warmup_steps}, which is no number of steps", fix)
@@ -119,9 +136,18 @@ def _evaluation(config: RunConfig) -> Iterator[Problem]:
     if config.data.validation is None:
         if train.eval_every is not None and not evaluation.prompts:
             yield Problem("train.eval_every", "is set, but there is no validation data", f"{held_out}; or null")
-        for key, wanted in (("exact_match", evaluation.exact_match > 0), ("choices", bool(evaluation.choices))):
-            if wanted:
+        for key in (*dict.fromkeys(GENERATED.values()), "choices"):
+            if getattr(evaluation, key):
                 yield Problem(f"evaluation.{key}", "is set, but there is no validation data", held_out)
+    if evaluation.num_beams > 1 and not evaluation.generated:
+        fix = "evaluation.rouge=100, say, or evaluation.num_beams=1"
+        yield Problem("evaluation.num_beams", "is set, but no answer to a validation example is generated", fix)
+    if evaluation.bleu_tokenize not in BLEU_TOKENIZERS:
+        fix = f"{did_you_mean(evaluation.bleu_tokenize, BLEU_TOKENIZERS)}one of {', '.join(BLEU_TOKENIZERS)}"
+        yield Problem("evaluation.bleu_tokenize", f"there is no {evaluation.bleu_tokenize!r}", fix)
+    elif evaluation.bleu_tokenize != "auto" and not evaluation.bleu:
+        fix = "evaluation.bleu=100, say, or evaluation.bleu_tokenize=auto"
+        yield Problem("evaluation.bleu_tokenize", "is set, but BLEU is not measured", fix)
     if evaluation.choices and len(set(evaluation.choices)) < max(len(evaluation.choices), 2):
         yield Problem("evaluation.choices", f"are {evaluation.choices}", "two or more different answers")
     if evaluation.temperature and not evaluation.prompts:
@@ -134,12 +160,13 @@ def _evaluation(config: RunConfig) -> Iterator[Problem]:
 
 def _best_metric(config: RunConfig) -> Iterator[Problem]:
     metric, evaluation = config.train.best_metric, config.evaluation
-    given_by = {"eval/exact_match": evaluation.exact_match > 0, "eval/choice_accuracy": bool(evaluation.choices)}
+    given_by = {name: getattr(evaluation, key) > 0 for name, key in GENERATED.items()}
+    given_by["eval/choice_accuracy"] = bool(evaluation.choices)
     if metric not in METRICS and not metric.startswith("eval/loss/"):
         fix = f"{did_you_mean(metric, METRICS)}one of {', '.join(METRICS)}"
         yield Problem("train.best_metric", f"{metric!r} is no metric of an evaluation", fix)
     elif not given_by.get(metric, True):
-        fix = "evaluation.exact_match=100" if metric == "eval/exact_match" else "evaluation.choices=[yes,no], say"
+        fix = f"evaluation.{GENERATED[metric]}=100" if metric in GENERATED else "evaluation.choices=[yes,no], say"
         yield Problem("train.best_metric", f"no evaluation gives {metric}", fix)
 
 

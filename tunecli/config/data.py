@@ -112,6 +112,8 @@ class DataConfig:
     """What is one row of a .txt or .md file."""
     max_samples: int | None = None
     """Use only the first rows of each source."""
+    shots: int | None = None
+    """Train on so many rows of each label only, chosen by `seed` and content, whatever their order. Empty: all."""
     validation: str | None = None
     """A second source for the validation loss, `split:NAME` of the same Hub dataset, or a share such as 0.05 of the
     rows, chosen by their content so that equal rows fall on the same side."""

@@ -17,6 +17,8 @@ class Task(Enum):
     """What a model is asked for; transformers has a class for each."""
 
     causal_lm = "causal_lm"
+    seq2seq_lm = "seq2seq_lm"
+    masked_lm = "masked_lm"
     sequence_classification = "sequence_classification"
     token_classification = "token_classification"
 
@@ -24,6 +26,20 @@ class Task(Enum):
     def has_labels(self) -> bool:
         """Whether the model has a head of its own for the labels of the data."""
         return self in (Task.sequence_classification, Task.token_classification)
+
+
+class Objective(Enum):
+    """What continued pretraining predicts."""
+
+    causal_lm = "causal_lm"
+    masked_lm = "masked_lm"
+    span_corruption = "span_corruption"
+    prefix_lm = "prefix_lm"
+
+
+class LanguageModel(Enum):
+    causal_lm = "causal_lm"
+    masked_lm = "masked_lm"
 
 
 class ProblemType(Enum):
@@ -45,6 +61,11 @@ class StageConfig:
     def task(self) -> Task:
         return Task.causal_lm
 
+    @property
+    def reads(self) -> Task:
+        """The task whose rows it learns from."""
+        return self.task
+
 
 @dataclass(kw_only=True, slots=True)
 class SFTConfig(StageConfig):
@@ -55,6 +76,36 @@ class SFTConfig(StageConfig):
     """Learn every token: the prompt's too, not only the assistant's."""
     turns: Turns = Turns.all
     """Learn all answers of a conversation, or only the last one."""
+
+
+@dataclass(kw_only=True, slots=True)
+class PretrainConfig(StageConfig):
+    """Continued pretraining: learn plain documents, every token of them."""
+
+    name: str = "pretrain"
+    objective: Objective = Objective.causal_lm
+    """Each token from those before it, or masked ones from those around them (encoders such as BERT). Of
+    encoder-decoders such as T5: spans that are taken out, or the rest of a text from its beginning (`prefix_lm`)."""
+    mask_probability: float = 0.15
+    """With `objective: masked_lm` and `span_corruption`: share of the tokens that are predicted."""
+    mean_span_length: float = 3.0
+    """With `objective: span_corruption`: tokens of a span, on average."""
+
+    @property
+    def task(self) -> Task:
+        if self.objective in (Objective.span_corruption, Objective.prefix_lm):
+            return Task.seq2seq_lm
+        return Task(self.objective.value)
+
+    @property
+    def reads(self) -> Task:
+        """Plain documents, of which masked language models learn too."""
+        return Task.masked_lm if self.task is Task.seq2seq_lm else self.task
+
+    @property
+    def train_on_prompt(self) -> bool:
+        """Rows of any format are documents here: every token of them is learnt."""
+        return True
 
 
 @dataclass(kw_only=True, slots=True)
@@ -99,4 +150,51 @@ class TagConfig(HeadConfig):
         return Task.token_classification
 
 
-STAGE_SCHEMAS: dict[str, type[StageConfig]] = {"sft": SFTConfig, "classify": ClassifyConfig, "tag": TagConfig}
+@dataclass(kw_only=True, slots=True)
+class Seq2SeqConfig(StageConfig):
+    """Text to text with an encoder-decoder: cross-entropy on the target."""
+
+    name: str = "seq2seq"
+    max_target_length: int = 256
+    """Longest target in tokens, its end-of-text token included; `data.max_length` is that of the source."""
+
+    @property
+    def task(self) -> Task:
+        return Task.seq2seq_lm
+
+
+@dataclass(kw_only=True, slots=True)
+class VerbalizeConfig(StageConfig):
+    """Classification without a new head: the model fills a gap in a sentence with a word for the label."""
+
+    name: str = "verbalize"
+    language_model: LanguageModel = LanguageModel.causal_lm
+    """What the model is: causal (Llama, Qwen, GPT) or masked (BERT, RoBERTa)."""
+    templates: list[str] = field(default_factory=lambda: ["{text} It was {mask}."])
+    """Sentences with the texts of a row, `{text}` and `{text_pair}`, and a gap, `{mask}`. Several are several
+    questions, whose answers are combined as `evaluation.combine` says."""
+    verbalizer: dict[str, str] = field(default_factory=dict)
+    """Label -> the word that stands for it; empty: the labels themselves."""
+
+    @property
+    def task(self) -> Task:
+        return Task(self.language_model.value)
+
+    @property
+    def reads(self) -> Task:
+        return Task.sequence_classification
+
+    @property
+    def labels(self) -> list[str]:
+        """As in `HeadConfig`."""
+        return list(self.verbalizer)
+
+
+STAGE_SCHEMAS: dict[str, type[StageConfig]] = {
+    "sft": SFTConfig,
+    "pretrain": PretrainConfig,
+    "classify": ClassifyConfig,
+    "tag": TagConfig,
+    "seq2seq": Seq2SeqConfig,
+    "verbalize": VerbalizeConfig,
+}

@@ -34,7 +34,7 @@ class Precision(Enum):
 @dataclass(kw_only=True, slots=True)
 class TrainConfig:
     max_steps: int | None = None
-    """Optimizer steps; empty: as many as `num_epochs` needs."""
+    """Optimizer steps; empty: as many as `num_epochs` needs. 0 evaluates the model as it is and saves no weights."""
     num_epochs: float = 1.0
     """Passes over the data when `max_steps` is empty."""
     max_minutes: float | None = None

@@ -59,16 +59,28 @@ class Batching:
     pad_token_id: int
     read: Reader = next_tokens
     """what the model is to predict of an example"""
+    copies: int = 1
+    """how many times as long as an example what is read of it may be"""
 
 
-def microbatches(examples: Examples, indices: Sequence[int], batching: Batching) -> list[Batch]:
-    """This rank's micro-batches of one global batch."""
-    lengths = [int(examples.lengths[i]) for i in indices]
+def microbatches(
+    examples: Examples, indices: Sequence[int], batching: Batching, *, first: int | None = None
+) -> list[Batch]:
+    """This rank's micro-batches of one global batch.
+
+    Args:
+        first: the place of the first of them in the order of training; None: they are not trained on.
+    """
+    lengths = [int(examples.lengths[i]) * batching.copies for i in indices]
+    numbers = indices if first is None else range(first, first + len(indices))
     plans = [_cut(rows, lengths, batching) for rows in _share(lengths, batching.num_processes)]
     wanted = max(map(len, plans))
     mine = plans[batching.process_index]
     filler = indices[min(range(len(lengths)), key=lengths.__getitem__)]
-    batches = [collate(examples, [indices[row] for row in rows], batching) for rows in mine]
+    batches = [
+        collate(examples, [indices[row] for row in rows], batching, numbers=[numbers[row] for row in rows])
+        for rows in mine
+    ]
     return batches + [collate(examples, [filler], batching, filler=True)] * (wanted - len(batches))
 
 
@@ -101,31 +113,71 @@ def _cut(rows: list[int], lengths: Sequence[int], batching: Batching) -> list[li
     return groups
 
 
-def collate(examples: Examples, indices: Sequence[int], batching: Batching, *, filler: bool = False) -> Batch:
-    """One micro-batch of the given examples, packed into one row or padded on the right."""
+def collate(
+    examples: Examples,
+    indices: Sequence[int],
+    batching: Batching,
+    *,
+    numbers: Sequence[int] | None = None,
+    filler: bool = False,
+) -> Batch:
+    """One micro-batch of the given examples, packed into one row or padded on the right.
+
+    Args:
+        numbers: of the examples, as readers take them; None: their indices.
+    """
     sources = torch.tensor([int(examples.sources[i]) for i in indices])
     readings = [
-        batching.read(examples[i], examples.names[source])
-        for i, source in zip(indices, sources.tolist(), strict=True)
+        batching.read(examples[i], examples.names[source], number)
+        for i, source, number in zip(indices, sources.tolist(), indices if numbers is None else numbers, strict=True)
     ]
-    lengths = [len(reading.input_ids) for reading in readings]
-    width = max(lengths)
+    outputs = [length for reading in readings for length in reading.outputs]
+    width = max(outputs)
     starts = [0]
-    for length in lengths:
+    for length in outputs:
         starts.append(starts[-1] + (length if batching.packed else width))
-    units = torch.tensor([len(reading.kept) for reading in readings])
+    units = torch.tensor([len(reading.weights) for reading in readings])
     weights = torch.cat([reading.weights for reading in readings])
     adapters = torch.tensor([int(examples.adapters[i]) for i in indices])
+    sequences = torch.tensor([len(reading.lengths) for reading in readings])
     return Batch(
         **(_packed(readings, starts) if batching.packed else _padded(readings, batching.pad_token_id)),
-        kept=torch.cat([start + reading.kept for start, reading in zip(starts, readings, strict=False)]),
+        **_answers(readings),
+        kept=_kept(readings, starts),
         targets=torch.cat([reading.targets for reading in readings]),
         weights=torch.zeros_like(weights) if filler else weights,
         sources=sources.repeat_interleave(units),
-        adapters=adapters if (adapters >= 0).any() else None,
-        num_tokens=0 if filler else sum(lengths),
+        adapters=adapters.repeat_interleave(sequences) if (adapters >= 0).any() else None,
+        num_tokens=0 if filler else sum(map(_num_tokens, readings)),
         rows=() if filler else tuple(indices),
     )
+
+
+def _kept(readings: list[Reading], starts: list[int]) -> Tensor:
+    """[trained] places in the flattened batch, whose sequences begin at `starts`."""
+    found, done = [], 0
+    for reading in readings:
+        own = torch.tensor([0, *reading.starts])
+        there = torch.tensor(starts[done : done + len(own)])
+        sequence = torch.searchsorted(own, reading.kept, right=True) - 1
+        found.append(reading.kept + (there - own)[sequence])
+        done += len(own)
+    return torch.cat(found)
+
+
+def _answers(readings: list[Reading]) -> dict[str, Tensor]:
+    """With candidates and questions counted through the batch; nothing where units stand for themselves."""
+    candidates, questions, right = [], [], []
+    num_candidates = num_questions = 0
+    for answers in (reading.answers for reading in readings if reading.answers is not None):
+        candidates.append(answers.candidates + num_candidates)
+        questions.append(answers.questions + num_questions)
+        right.append(answers.right + num_candidates)
+        num_candidates += len(answers.questions)
+        num_questions += len(answers.right)
+    if not candidates:
+        return {}
+    return {"candidates": torch.cat(candidates), "questions": torch.cat(questions), "right": torch.cat(right)}
 
 
 def _packed(readings: list[Reading], starts: list[int]) -> dict[str, Tensor | None]:
@@ -140,18 +192,28 @@ def _packed(readings: list[Reading], starts: list[int]) -> dict[str, Tensor | No
 
 
 def _padded(readings: list[Reading], pad_token_id: int) -> dict[str, Tensor | None]:
-    def pad(parts: list[Tensor], value: int) -> Tensor:
-        return torch.nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=value)
+    def pad(parts: Sequence[Tensor], value: int) -> Tensor:
+        return torch.nn.utils.rnn.pad_sequence(list(parts), batch_first=True, padding_value=value)
 
+    positions = _positions(readings)
+    lengths = [len(sequence) for sequence in positions]
     types = [reading.token_types for reading in readings if reading.token_types is not None]
+    decoder = [reading.decoder_input_ids for reading in readings if reading.decoder_input_ids is not None]
     return {
-        "input_ids": pad([reading.input_ids for reading in readings], pad_token_id),
-        "position_ids": pad(_positions(readings), 0),
+        "input_ids": pad(torch.cat([reading.input_ids for reading in readings]).split(lengths), pad_token_id),
+        "position_ids": pad(positions, 0),
         "cu_seq_lens": None,
-        "attention_mask": pad([torch.ones_like(reading.input_ids) for reading in readings], 0),
-        "token_type_ids": pad(types, 0) if types else None,
+        "attention_mask": pad([torch.ones_like(sequence) for sequence in positions], 0),
+        "token_type_ids": pad(torch.cat(types).split(lengths), 0) if types else None,
+        "decoder_input_ids": pad(decoder, pad_token_id) if decoder else None,
+        "decoder_attention_mask": pad([torch.ones_like(ids) for ids in decoder], 0) if decoder else None,
     }
 
 
+def _num_tokens(reading: Reading) -> int:
+    return len(reading.input_ids) + (0 if reading.decoder_input_ids is None else len(reading.decoder_input_ids))
+
+
 def _positions(readings: list[Reading]) -> list[Tensor]:
-    return [torch.arange(len(reading.input_ids)) for reading in readings]
+    """Of each sequence."""
+    return [torch.arange(length) for reading in readings for length in reading.lengths]

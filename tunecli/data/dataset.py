@@ -153,7 +153,7 @@ def tokenized(
     Raises:
         UserError: the source cannot be read, or (with `on_bad_row: error`) a row of it cannot be used.
     """
-    format = format_of(source, sample_by, encoding.task)
+    format = format_of(source, sample_by, encoding.reads)
     content, names = fingerprint(source, sample_by), file_names(source, sample_by)
     folder = cache_dir() / "tokens" / _key(source, format, content, tokenizer, encoding)
     if not folder.exists():

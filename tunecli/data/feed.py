@@ -261,7 +261,7 @@ def stream(
 def _encoder(
     data: DataConfig, source: SourceConfig, tokenizer: PreTrainedTokenizerBase, encoding: Encoding
 ) -> Callable[[list[Row | BadRow]], Chunk]:
-    encoder = RowEncoder(format_of(source, data.sample_by, encoding.task, streaming=True), tokenizer, encoding)
+    encoder = RowEncoder(format_of(source, data.sample_by, encoding.reads, streaming=True), tokenizer, encoding)
 
     def encode(rows: list[Row | BadRow]) -> Chunk:
         chunk = encoder(rows)

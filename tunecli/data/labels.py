@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from tunecli.config.data import DataConfig, training_sources
 from tunecli.config.errors import UserError
 from tunecli.config.nearest import did_you_mean
-from tunecli.config.stage import ClassifyConfig, HeadConfig, ProblemType
+from tunecli.config.stage import ClassifyConfig, HeadConfig, ProblemType, VerbalizeConfig
 from tunecli.data.mixture import Mixture
 
 if TYPE_CHECKING:
@@ -74,7 +74,9 @@ class Labels:
         return self.range_of(source).start + self.of(source).index(label)
 
 
-def run_labels(data: DataConfig, stage: HeadConfig, train: Mixture | None, validation: Mixture | None) -> Labels:
+def run_labels(
+    data: DataConfig, stage: HeadConfig | VerbalizeConfig, train: Mixture | None, validation: Mixture | None
+) -> Labels:
     """The labels of a run: `stage.labels`, else those of the training rows; one where a number is to be predicted.
 
     Raises:

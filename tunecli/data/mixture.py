@@ -6,6 +6,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -124,6 +125,16 @@ class Mixture:
         home = int(np.searchsorted(self.starts, index, side="right")) - 1
         i, kept = index - int(self.starts[home]), self._selected[home]
         return self._parts[home], i if kept is None else int(kept[i])
+
+    def only(self, indices: np.ndarray) -> Mixture:
+        """The examples of these ascending `indices`."""
+        selected = []
+        for (start, end), (_, kept) in zip(pairwise(self.starts), self._pairs(), strict=True):
+            own = indices[(indices >= start) & (indices < end)] - start
+            selected.append(own if kept is None else kept[own])
+        names = [self.names[number] for number in self._source_of_part]
+        own_left_out = self.left_out[sum(len(part.left_out) for part in self._parts) :]
+        return Mixture(self._parts, names, selected, own_left_out)
 
     @cached_property
     def summary(self) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """What a model reads of an example, and what it is to predict: one reader for each kind of task.
 
 A reader turns an example into token ids, positions whose output counts, and a target for each of these positions.
-Laying several of them side by side is `batching`'s matter.
+Laying several of them side by side is `batching`'s matter. An example may be several sequences, which stay together:
+candidates among which the right answer is to be told, a preferred text and a rejected one.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -19,28 +21,82 @@ from tunecli.data.labels import Labels
 
 
 @dataclass(frozen=True, slots=True)
+class Answers:
+    """Which of the units are one answer together, and which of several answers is right."""
+
+    candidates: Tensor
+    """[units] int64: the candidate that each unit is a token of, from 0"""
+    questions: Tensor
+    """[candidates] int64: the question that each is an answer to, from 0; those of one question together"""
+    right: Tensor
+    """[questions] int64: the candidate that is right"""
+
+
+@dataclass(frozen=True, slots=True)
 class Reading:
     input_ids: Tensor
-    """[n] int64"""
+    """[n] int64; several sequences end to end"""
     kept: Tensor
     """[units] positions whose output predicts a target"""
     targets: Tensor
     """[units] or [units, labels], see `tunecli.engine.batch.Batch`"""
     weights: Tensor
-    """[units] float32"""
+    """[units] float32; with `answers` [questions]"""
     token_types: Tensor | None = None
     """[n] int64: 1 in the second text of a pair; None: the model does not tell them apart"""
+    starts: tuple[int, ...] = ()
+    """where each sequence after the first begins"""
+    answers: Answers | None = None
+    decoder_input_ids: Tensor | None = None
+    """[m] int64: what the decoder of an encoder-decoder reads, whose positions `kept` are then"""
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each sequence."""
+        return [end - start for start, end in pairwise((0, *self.starts, len(self.input_ids)))]
+
+    @property
+    def outputs(self) -> list[int]:
+        """Positions of each sequence that the model has an output for."""
+        return self.lengths if self.decoder_input_ids is None else [len(self.decoder_input_ids)]
 
 
-Reader = Callable[[Encoded, str], Reading]
-"""From an example and the name of its source."""
+Reader = Callable[[Encoded, str, int], Reading]
+"""From an example, the name of its source, and its number: its place in the order of training, every repetition
+counted, or its index where it is evaluated. What is drawn at random for an example depends on that and the seed."""
 
 
-def next_tokens(example: Encoded, source: str) -> Reading:
+def next_tokens(example: Encoded, source: str, number: int = 0) -> Reading:
     """For a causal language model: token i is predicted at position i - 1, the first one by nothing."""
     trained = example.trained[1:]
     targets = example.input_ids[1:][trained]
     return Reading(example.input_ids, trained.nonzero()[:, 0], targets, torch.ones(len(targets)))
+
+
+Shift = Callable[[Tensor], Tensor]
+"""From a target [m] to what the decoder reads when it predicts it [m]: a start token, say, then all but the last."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceTarget:
+    """For an encoder-decoder: each token of the target is predicted from the source and the target before it."""
+
+    shift: Shift
+
+    def __call__(self, example: Encoded, source: str, number: int = 0) -> Reading:
+        (start,) = example.parts
+        return read_and_write(example.input_ids[:start], example.input_ids[start:], self.shift)
+
+
+def read_and_write(source: Tensor, target: Tensor, shift: Shift) -> Reading:
+    """`source` [n] for the encoder, `target` [m] for the decoder."""
+    return Reading(
+        source,
+        kept=torch.arange(len(target)),
+        targets=target,
+        weights=torch.ones(len(target)),
+        decoder_input_ids=shift(target),
+    )
 
 
 class Place(Enum):
@@ -64,7 +120,7 @@ class WholeText:
     class_weights: Mapping[str, float] | None = None
     """of labels; 1 for those that are missing"""
 
-    def __call__(self, example: Encoded, source: str) -> Reading:
+    def __call__(self, example: Encoded, source: str, number: int = 0) -> Reading:
         ids = example.input_ids
         return Reading(
             ids,
@@ -104,7 +160,7 @@ class EachWord:
     labels: Labels
     token_types: bool = False
 
-    def __call__(self, example: Encoded, source: str) -> Reading:
+    def __call__(self, example: Encoded, source: str, number: int = 0) -> Reading:
         lengths = torch.tensor([int(end - start) for start, end in example.spans], dtype=torch.int64)
         numbers = torch.tensor([self.labels.number(source, tag) for tag in example.labels], dtype=torch.int64)
         kept = example.trained.nonzero()[:, 0]

@@ -23,12 +23,16 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from tunecli.config.data import Thinking
+from tunecli.config.stage import Task
 from tunecli.data import conversation
+from tunecli.data.documents import documents
 from tunecli.data.examples import Columns, Example, Labelled, Messages, PromptCompletion, Tagged, Text, Unusable
 from tunecli.data.labelled import labelled, tagged
+from tunecli.data.source_target import plain_pair, source_target
 from tunecli.data.templates import ChatTemplate
 from tunecli.data.text_encoder import Request, TextEncoder
 from tunecli.data.tokens import Encoding, Span, Tokens, fit, window
+from tunecli.data.verbalizing import Verbalizer
 from tunecli.data.virtual import filled, surrounded
 
 if TYPE_CHECKING:
@@ -87,6 +91,10 @@ class _Job:
     def template(self) -> ChatTemplate:
         return ChatTemplate(self.tokenizer, self.options.chat_template_kwargs)
 
+    @cached_property
+    def verbalizer(self) -> Verbalizer:
+        return Verbalizer(self.encoder, self.options)
+
 
 def _checked(requests: list[Request]) -> list[Request]:
     try:
@@ -101,14 +109,21 @@ def _checked(requests: list[Request]) -> list[Request]:
 
 
 def _encode(example: Example, job: _Job) -> Steps:
+    if job.options.task is Task.seq2seq_lm and isinstance(example, Messages | PromptCompletion):
+        pair = example if isinstance(example, PromptCompletion) else plain_pair(_edited(example, job.options))
+        return (yield from source_target(pair, job.encoder, job.options))
     if isinstance(example, Messages):
         items = yield from _conversation(job.template.prepared(_edited(example, job.options)), job)
     elif isinstance(example, PromptCompletion):
         items = yield from _prompt_completion(example, job)
+    elif isinstance(example, Labelled) and job.options.templates:
+        return (yield from job.verbalizer.tokens(example))
     elif isinstance(example, Labelled):
         return (yield from labelled(example, job.encoder, job.options))
     elif isinstance(example, Tagged):
         return (yield from tagged(example, job.encoder, job.options))
+    elif isinstance(example, Text) and job.options.task in (Task.masked_lm, Task.seq2seq_lm):
+        return (yield from documents(example, job.encoder, job.options))
     elif isinstance(example, Columns):
         return [_filled(example, job)]
     elif job.options.between:

@@ -26,6 +26,8 @@ class Encoding:
 
     task: Task = Task.causal_lm
     max_length: int = 2048
+    max_target_length: int = 0
+    """of the target of an encoder-decoder, whose source `max_length` is for"""
     overlong: Overlong = Overlong.truncate
     truncation_side: Side = Side.right
     train_on_prompt: bool = False
@@ -35,6 +37,10 @@ class Encoding:
     problem_type: ProblemType = ProblemType.single_label
     label_subwords: Subwords = Subwords.first
     overlap: int = 0
+    templates: tuple[str, ...] = ()
+    """with a gap for the label's word, see `tunecli.config.cloze`; none: labels are told by a head"""
+    verbalizer: dict[str, str] = field(default_factory=dict)
+    """label -> word; a label that is missing is a word itself"""
     system: SystemPolicy = SystemPolicy.keep
     system_prompt: str | None = None
     thinking: Thinking = Thinking.keep
@@ -51,6 +57,14 @@ class Encoding:
     """names the adapter that a row is for; EVERY: it is for each of them; empty: the fields above hold for it"""
     adapters: dict[str, dict[str, Any]] = field(default_factory=dict)
     """adapter -> the fields above for its rows"""
+
+    @property
+    def reads(self) -> Task:
+        """The task whose rows are read: those of a classifier, where gaps are filled; plain documents, as masked
+        language models read, where every token of an encoder-decoder's rows is learnt."""
+        if self.task is Task.seq2seq_lm and self.train_on_prompt:
+            return Task.masked_lm
+        return Task.sequence_classification if self.templates else self.task
 
     def for_adapter(self, name: str) -> Encoding:
         return replace(self, adapter_column="", adapters={}, **self.adapters[name])
@@ -72,7 +86,8 @@ class Tokens:
     labels: tuple[str, ...] = ()
     """of the whole, or the tag of each span"""
     parts: tuple[int, ...] = ()
-    """where each part after the first begins: the second text of a pair, the target after its source"""
+    """where each part after the first begins: the second text of a pair, the target after its source, another
+    template with the same texts"""
 
     @property
     def trained(self) -> list[bool]:

@@ -87,8 +87,9 @@ def filled(example: Columns, encoding: Encoding, encoder: TextEncoder) -> Filled
         excess = len(found.input_ids) - encoding.max_length
         if excess <= 0:
             return replace(found, truncated=attempt > 0)
-        values = _shortened(values, template, excess, encoding, encoder)
-    raise _too_long(encoding)
+        columns = {name: values[name] for name in template.fields if name not in ANSWERS}
+        values = values | shortened(columns, excess, encoding, encoder)
+    raise too_long(encoding)
 
 
 def question(text: str, encoding: Encoding, encoder: TextEncoder) -> list[int]:
@@ -197,21 +198,23 @@ def _one_token(text: str, label: str, encoder: TextEncoder) -> list[int]:
     return ids
 
 
-def _shortened(
-    values: dict[str, str], template: Template, excess: int, encoding: Encoding, encoder: TextEncoder
-) -> dict[str, str]:
-    """With about `excess` tokens less in the columns that are longer than all may be, of which each keeps one."""
-    lengths = {name: len(encoder.ids(values[name])) for name in template.fields if name not in ANSWERS}
+def shortened(texts: dict[str, str], excess: int, encoding: Encoding, encoder: TextEncoder) -> dict[str, str]:
+    """With about `excess` tokens less in the texts that are longer than all may be, of which each keeps one.
+
+    Raises:
+        TooLong: they cannot be shortened so much, or are not to be.
+    """
+    lengths = {name: len(encoder.ids(text)) for name, text in texts.items()}
     left = sum(lengths.values()) - excess
     if encoding.overlong is not Overlong.truncate or left < sum(length > 0 for length in lengths.values()):
-        raise _too_long(encoding)
+        raise too_long(encoding)
     most = max(cap for cap in range(1, left + 1) if sum(min(length, cap) for length in lengths.values()) <= left)
     longer = {name: length - most for name, length in lengths.items() if length > most}
     cut = encoding.truncation_side is Side.left
-    return values | {name: encoder.cut(values[name], count, left=cut) for name, count in longer.items()}
+    return texts | {name: encoder.cut(texts[name], count, left=cut) for name, count in longer.items()}
 
 
-def _too_long(encoding: Encoding) -> TooLong:
+def too_long(encoding: Encoding) -> TooLong:
     return TooLong(
         f"the template with this row is longer than data.max_length={encoding.max_length}",
         "raise data.max_length, set data.overlong=truncate, or remove the row",

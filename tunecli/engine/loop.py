@@ -114,10 +114,11 @@ def train(trainer: Trainer) -> bool:
     trainer.model.train()
     trainer.recorder.display.start(step=progress.step, num_steps=trainer.num_steps)
     try:
-        if progress.step == 0 and config.eval_every is not None:
+        if progress.step == 0 and (config.eval_every is not None or trainer.num_steps == 0):
             _evaluate(trainer, meter)  # what everything after is compared with
             if _stop_requested(trainer):
-                _save(trainer, meter)
+                if trainer.num_steps > 0:
+                    _save(trainer, meter)
                 return False
         while progress.step < trainer.num_steps:
             step = progress.step + 1

@@ -1,4 +1,4 @@
-"""Logits of a classifier or tagger for many examples, over all ranks."""
+"""What a model says of many examples, over all ranks: logits of a classifier or tagger, scores of candidates."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import nn
+from torch import Tensor, nn
 
 from tunecli.data.batching import Batching, Examples, microbatches
 from tunecli.data.encoded import Encoded
+from tunecli.data.reading import Reading
+from tunecli.engine.batch import Batch
 from tunecli.evaluation.evaluator import Abandoned
 
 TOGETHER = 64
@@ -25,8 +27,10 @@ def predict(
     batching: Batching,
     accelerator: Accelerator,
     proceed: Callable[[float], bool] = lambda done: True,
+    outputs: Callable[[nn.Module, Batch], Tensor] = lambda model, batch: model(batch),
 ) -> list[np.ndarray]:
-    """[units, labels] fp32 logits of each example, on every rank.
+    """[units, labels] fp32 logits of each example, on every rank; or what else `outputs` gives of its
+    units, or of its candidates where there are some.
 
     Raises:
         Abandoned: `proceed`, which is told the share done and asked by all ranks together, said no.
@@ -38,8 +42,8 @@ def predict(
             raise Abandoned
         for batch in microbatches(examples, order[start : start + TOGETHER], batching):
             batch = batch.to(accelerator.device)
-            logits = model(batch).cpu().numpy()
-            sizes = [len(batching.read(examples[row], _source(examples, row)).kept) for row in batch.rows]
+            logits = outputs(model, batch).cpu().numpy()
+            sizes = [_size(batching.read(examples[row], _source(examples, row), row)) for row in batch.rows]
             found.update(zip(batch.rows, np.split(logits, np.cumsum(sizes)[:-1]), strict=False))
     if accelerator.num_processes > 1:
         found = dict(gather_object(list(found.items())))
@@ -50,6 +54,10 @@ def of_words(logits: np.ndarray, example: Encoded) -> np.ndarray:
     """[words, labels]: the rows of `logits` that belong to the first trained token of each word."""
     lengths = example.spans[:, 1] - example.spans[:, 0]
     return logits[np.cumsum(lengths) - lengths]
+
+
+def _size(reading: Reading) -> int:
+    return len(reading.kept) if reading.answers is None else len(reading.answers.questions)
 
 
 def _source(examples: Examples, row: int) -> str:

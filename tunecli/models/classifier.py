@@ -38,7 +38,7 @@ class Classifier(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """[units, labels] fp32, for each position in `batch.kept`."""
         if not self.packed:
-            logits = self.lm(**_padded_inputs(batch)).logits
+            logits = self.lm(**padded_inputs(batch)).logits
             return (logits if self.whole else logits.flatten(0, 1)[batch.kept]).float()
         units = len(batch.kept)
         batch = filled_up(batch, self.multiple)
@@ -67,7 +67,7 @@ class Classifier(nn.Module):
         return hasattr(self.lm, "score")
 
 
-def _padded_inputs(batch: Batch) -> dict[str, Any]:
+def padded_inputs(batch: Batch) -> dict[str, Any]:
     """Without positions: transformers count them, and not every model takes them."""
     inputs = model_inputs(batch)
     return {name: value for name, value in inputs.items() if name not in ("position_ids", "use_cache")}

@@ -13,6 +13,8 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
@@ -86,6 +88,8 @@ def stop_tokens(config: ModelConfig) -> list[int]:
 
 CLASSES = {
     Task.causal_lm: AutoModelForCausalLM,
+    Task.seq2seq_lm: AutoModelForSeq2SeqLM,
+    Task.masked_lm: AutoModelForMaskedLM,
     Task.sequence_classification: AutoModelForSequenceClassification,
     Task.token_classification: AutoModelForTokenClassification,
 }
@@ -200,8 +204,38 @@ def _quiet_about(head: Head | None) -> Iterator[None]:
 def task_of(config: PretrainedConfig) -> Task:
     """What a stored model is for, told from the name of its class."""
     name = next(iter(config.architectures or ()), "")
-    ends = {"SequenceClassification": Task.sequence_classification, "TokenClassification": Task.token_classification}
-    return next((task for end, task in ends.items() if name.endswith(end)), Task.causal_lm)
+    ends = {
+        "SequenceClassification": Task.sequence_classification,
+        "TokenClassification": Task.token_classification,
+        "MaskedLM": Task.masked_lm,
+    }
+    language_model = Task.seq2seq_lm if config.is_encoder_decoder else Task.causal_lm
+    return next((task for end, task in ends.items() if name.endswith(end)), language_model)
+
+
+def check_kind(config: ModelConfig, task: Task) -> None:
+    """Raises UserError: an encoder-decoder for a stage that trains decoders, or the other way round."""
+    if task not in (Task.causal_lm, Task.seq2seq_lm):
+        return
+    found = _from_pretrained(
+        AutoConfig,
+        resolve_path(config.path),
+        config,
+        revision=config.revision,
+        trust_remote_code=config.trust_remote_code,
+    )
+    if task is Task.seq2seq_lm and not found.is_encoder_decoder:
+        raise UserError(
+            f"{config.path} ({found.model_type}) is no encoder-decoder",
+            where="model.path",
+            fix="stage=sft trains decoders; or a T5, BART or the like",
+        )
+    if task is Task.causal_lm and found.is_encoder_decoder:
+        raise UserError(
+            f"{config.path} ({found.model_type}) is an encoder-decoder",
+            where="model.path",
+            fix="stage=seq2seq trains it; or a model that is a decoder alone",
+        )
 
 
 def weight_dtype(config: ModelConfig, computed_in: torch.dtype, *, frozen: bool) -> torch.dtype:
@@ -222,11 +256,10 @@ def _from_pretrained(factory: Any, path: str, config: ModelConfig, **kwargs: Any
         ) from error
     except ValueError as error:
         if "Unrecognized configuration class" in str(error):
-            what = factory.__name__.removeprefix("AutoModelFor")
             raise UserError(
-                f"{config.path!r} is of an architecture that transformers have no {what} model of",
+                f"transformers has no {factory.__name__} for {config.path!r}",
                 where="model.path",
-                fix="another model, or another stage: tune ls stage",
+                fix="a model of the kind that the stage trains, or another stage: tune ls stage",
             ) from error
         if "trust_remote_code" not in str(error):
             raise

@@ -48,6 +48,11 @@ def load_base(source: Source) -> PreTrainedModel:
     return load_model(source.base, dtype=dtype_of(source), device=device(), task=task, head=head).eval()
 
 
+def base_task(source: Source) -> Task:
+    """What the model is for."""
+    return task_and_head(source)[0]
+
+
 def task_and_head(source: Source) -> tuple[Task, Head | None]:
     """What the model is for, and the labels of a head that is stored with the adapters."""
     saved = source.tokenizer if source.adapters and source.tokenizer is not None else None

@@ -33,10 +33,18 @@ METRICS = {
     "eval/perplexity": "perplexity",
     "eval/exact_match": "exact_match",
     "eval/choice_accuracy": "accuracy",
+    "eval/rouge1": "rouge1",
+    "eval/rouge2": "rouge2",
+    "eval/rougeL": "rougeL",
+    "eval/bleu": "bleu",
+    "eval/chrf": "chrf",
 }
 """Our name -> the Hub's, for the results in the metadata."""
 SOFTWARE = ("tunecli", "torch", "transformers", "peft", "bitsandbytes")
-STAGES = {"sft": "supervised fine-tuning (cross-entropy on the answers)"}
+STAGES = {
+    "sft": "supervised fine-tuning (cross-entropy on the answers)",
+    "seq2seq": "text to text (cross-entropy on the targets)",
+}
 USE = "How to use"
 UNKNOWN = "PATH/TO/"
 """Stands before the name of a base model that whoever reads the card has to find."""

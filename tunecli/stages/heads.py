@@ -55,7 +55,7 @@ def measure(
         rows, own = np.flatnonzero(sources == number).tolist(), labels.range_of(name)
         values = scores(labels.of(name), rows, [logits[i][:, own.start : own.stop] for i in rows])
         found |= {f"{metric}/{name}" if several else metric: value for metric, value in values.items()}
-    return _means(found) | found if several else found
+    return means_of_tasks(found) | found if several else found
 
 
 def _mean_loss(setting: Setting, problem: ProblemType, logits: list[np.ndarray]) -> float:
@@ -65,14 +65,14 @@ def _mean_loss(setting: Setting, problem: ProblemType, logits: list[np.ndarray])
     total = weight = 0.0
     for i, each in enumerate(logits):
         source = int(examples.sources[i])
-        reading = setting.batching.read(examples[i], examples.names[source])
+        reading = setting.batching.read(examples[i], examples.names[source], i)
         losses = LOSSES[problem](torch.from_numpy(each), reading.targets, own[source].expand(len(each), -1))
         total += float((losses * reading.weights).sum())
         weight += float(reading.weights.sum())
     return total / weight
 
 
-def _means(found: dict[str, float]) -> dict[str, float]:
+def means_of_tasks(found: dict[str, float]) -> dict[str, float]:
     """Each metric averaged over the tasks."""
     kinds = dict.fromkeys(name.partition("/")[0] for name in found if "/" in name)
     return {kind: mean(value for name, value in found.items() if name.startswith(f"{kind}/")) for kind in kinds}

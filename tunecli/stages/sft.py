@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -23,22 +24,23 @@ MOST_NATS = 700
 
 
 def sft(setting: Setting) -> Supervised:
-    return setting.supervised(loss, partial(_measured, setting, setting.evaluator))
+    return setting.supervised(loss, partial(measured, setting, setting.evaluator))
 
 
 def loss(model: nn.Module, batch: Batch, names: list[str]) -> LossOutput:
     return by_source(-model(batch) * batch.weights, batch, names)
 
 
-def _measured(
+def measured(
     setting: Setting, evaluator: Evaluator, model: nn.Module, proceed: Callable[[float], bool]
 ) -> Evaluation:
+    """The loss of the validation examples, and what the `evaluation` section asks for."""
     metrics = _losses(setting, model, proceed)
     # Unwrapped, the model has lost accelerate's autocast, which adapters in fp32 on a bf16 base need.
     with setting.accelerator.autocast():
-        right, samples = evaluator(setting.accelerator.unwrap_model(model), proceed)
-    metrics |= {name: sum(each) / len(each) for name, each in right.items()}
-    return Evaluation({f"eval/{name}": value for name, value in metrics.items()}, right, samples)
+        found = evaluator(setting.accelerator.unwrap_model(model), proceed)
+    metrics |= found.metrics | {name: sum(each) / len(each) for name, each in found.right.items()}
+    return replace(found, metrics={f"eval/{name}": value for name, value in metrics.items()})
 
 
 @torch.no_grad()

@@ -44,7 +44,7 @@ class Supervised:
             self._drawn, indices = self.feed.take(count)
             # Counted before the step: when the loop saves, the step that was yielded has been taken.
             self.seen += count
-            yield microbatches(self._drawn, indices, self.batching)
+            yield microbatches(self._drawn, indices, self.batching, first=self.seen - count)
 
     def weight(self, batch: Batch) -> Tensor:
         return batch.weights.sum()
