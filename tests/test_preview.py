@@ -8,6 +8,7 @@ import os
 import random
 import re
 import sys
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
@@ -19,7 +20,6 @@ import pytest
 import torch
 from rich.console import Console
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 import tunecli.preview
@@ -27,6 +27,7 @@ from tunecli.config.compose import compose_run
 from tunecli.config.data import OnBadRow
 from tunecli.config.errors import UserError
 from tunecli.config.run import RunConfig
+from tunecli.data.encoded import Encoded
 from tunecli.engine.text import visible
 from tunecli.preview import Preview, as_json, preview
 from tunecli.preview.examples import Gap, Piece, Wanted, choose, decode, read, shortened
@@ -63,13 +64,15 @@ class FakeDataset:
         self.contents = np.array([hash(tuple(ids)) for ids in self.ids])
         self.truncated = np.zeros(count, np.bool_)
         self.starts = np.cumsum([0, *np.bincount(self.sources, minlength=len(self.names))])
+        self.label_counts = {name: Counter() for name in self.names}
         self.summary = {"rows": count + len(self.left_out), "split_rows": 0, "formats": ["messages"]}
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return torch.tensor(self.ids[index]), torch.tensor(self.trained[index])
+    def __getitem__(self, index: int) -> Encoded:
+        spans = [(i, i + 1) for i, trained in enumerate(self.trained[index]) if trained]
+        return Encoded(torch.tensor(self.ids[index]), np.array(spans).reshape(-1, 2))
 
     def origin(self, index: int) -> str:
         return f"data/{self.names[self.sources[index]]}.jsonl row {self.rows[index]}"

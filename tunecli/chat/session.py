@@ -16,7 +16,7 @@ from tunecli.config.nearest import did_you_mean
 from tunecli.data.prompts import trained_on_raw_text
 from tunecli.data.tokens import Encoding
 from tunecli.engine.run_names import names_of
-from tunecli.peft_methods.loading import load_base, tokenizer_of
+from tunecli.peft_methods.loading import load_base, task_and_head, tokenizer_of
 from tunecli.peft_methods.source import Source, find_source
 from tunecli.peft_methods.switching import add_adapter, switch_to
 from tunecli.peft_methods.token_ids import places_in_saved
@@ -115,6 +115,8 @@ def open_session(paths: list[str], settings: Settings, system: str | None) -> Se
         UserError: something is not there, or the adapters belong to different bases.
     """
     sources = [each for path in paths for each in _one_by_one(find_source(path))]
+    for source in sources:
+        _check_answers(source)
     names = ["base-adapter" if name == BASE else name for name in names_of([source.path for source in sources])]
     _check_one_base(sources)
     leading = next((source for source in sources if source.adapters), sources[0])
@@ -167,6 +169,14 @@ def _add(lm: PreTrainedModel, name: str, source: Source, number: int) -> Model:
         add_adapter(lm, folder, adapters[-1])
     lm.eval()
     return Model(name, rendering_of(source), adapters)
+
+
+def _check_answers(source: Source) -> None:
+    """Raises UserError for what gives labels instead of answers."""
+    task, _ = task_and_head(source)
+    if task.has_labels:
+        what = f"is a model for {task.value.replace('_', ' ')}: it gives labels, no answers"
+        raise UserError(what, where=source.path, fix="tunecli.load loads it")
 
 
 def rendering_of(source: Source) -> Rendering:

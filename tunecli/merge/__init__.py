@@ -31,7 +31,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from tunecli.config.compose import load_config
 from tunecli.config.errors import UserError
@@ -41,6 +41,7 @@ from tunecli.merge.comparison import agreement, comparison_sequences, difference
 from tunecli.merge.inputs import Inputs, check, find_inputs
 from tunecli.merge.summing import write_sum
 from tunecli.merge.weights import Expected, MergeRefused, average, cast, merge_adapters
+from tunecli.models.load import CLASSES, task_of
 from tunecli.peft_methods.loading import device, dtype_of, tokenizer_of
 from tunecli.peft_methods.source import Source
 from tunecli.report.card import NAME as CARD
@@ -170,7 +171,7 @@ def as_text(merged: Merged) -> str:
         f"merged       {display(merged.folder)}: {files}, {merged.bytes / 1e6:,.1f} MB, {merged.dtype}",
         f"difference   {merged.difference:.2g} at most, of logits up to {merged.largest_logit:.3g} "
         f"(refused above {merged.bound:.2g})",
-        f"             the same most likely token at {merged.agreement:.1%} of the places, on {merged.compared_on}",
+        f"             the same first choice at {merged.agreement:.1%} of the places, on {merged.compared_on}",
     ]
     if merged.effect is not None:
         lines.append(f"adapter      moves logits by up to {merged.effect:.2g}")
@@ -201,7 +202,8 @@ def _write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: P
 
 def _read_back(folder: Path, dtype: torch.dtype, source: Source) -> PreTrainedModel:
     code = source.base.trust_remote_code
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=code).to(device()).eval()
+    kind = CLASSES[task_of(AutoConfig.from_pretrained(folder, trust_remote_code=code))]
+    return kind.from_pretrained(folder, dtype=dtype, trust_remote_code=code).to(device()).eval()
 
 
 def _refusal(merged: Merged) -> MergeRefused:

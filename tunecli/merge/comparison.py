@@ -41,10 +41,12 @@ def comparison_sequences(source: Source, tokenizer: PreTrainedTokenizerBase) -> 
 
 @torch.no_grad()
 def logits(model: torch.nn.Module, sequences: list[Tensor]) -> list[Tensor]:
-    """Of each sequence alone, in fp32 arithmetic whatever stores the weights; [tokens, vocabulary], on the CPU."""
+    """Of each sequence alone, in fp32 arithmetic whatever stores the weights; [tokens, vocabulary], of a classifier
+    [1, labels], on the CPU."""
     device = next(model.parameters()).device
     with _computing_in_fp32(model):
-        return [model(input_ids=ids[None].to(device), use_cache=False).logits[0].float().cpu() for ids in sequences]
+        found = [model(input_ids=ids[None].to(device), use_cache=False).logits for ids in sequences]
+        return [each.view(-1, each.shape[-1]).float().cpu() for each in found]
 
 
 @contextmanager

@@ -82,8 +82,10 @@ def find_inputs(
 
 
 def by_kind(inputs: Inputs) -> list[Inputs]:
-    """Neighbours of one kind together, in their order."""
-    pairs = zip(inputs.source.adapters, inputs.weights, strict=True)
+    """Neighbours of one kind together, in their order; but what stands in for weights of the base is first, as other
+    adapters build on it wherever they are named."""
+    pairs = list(zip(inputs.source.adapters, inputs.weights, strict=True))
+    pairs.sort(key=lambda pair: kind_of(pair[0]) != "FREEZE")
     found = []
     for _, group in groupby(pairs, lambda pair: kind_of(pair[0])):
         folders, weights = zip(*group, strict=True)

@@ -44,11 +44,11 @@ def require_one(source: Source) -> None:
 
 def load_base(source: Source) -> PreTrainedModel:
     """Without the adapters, in eval mode."""
-    task, head = _task_of(source)
+    task, head = task_and_head(source)
     return load_model(source.base, dtype=dtype_of(source), device=device(), task=task, head=head).eval()
 
 
-def _task_of(source: Source) -> tuple[Task, Head | None]:
+def task_and_head(source: Source) -> tuple[Task, Head | None]:
     """What the model is for, and the labels of a head that is stored with the adapters."""
     saved = source.tokenizer if source.adapters and source.tokenizer is not None else None
     if saved is None or not (saved / "config.json").is_file():
@@ -57,9 +57,14 @@ def _task_of(source: Source) -> tuple[Task, Head | None]:
         config = _stored_config(source.base)
         return (Task.causal_lm if config is None else task_of(config)), None
     config = AutoConfig.from_pretrained(saved)
+    return task_of(config), head_of(config)
+
+
+def head_of(config: PretrainedConfig) -> Head:
+    """The head that a stored configuration describes."""
     labels = [config.id2label[number] for number in range(len(config.id2label))]
     problem = (config.problem_type or "single_label").removesuffix("_classification")
-    return task_of(config), Head(labels=labels, problem_type=ProblemType(problem), seed=0)
+    return Head(labels=labels, problem_type=ProblemType(problem), seed=0)
 
 
 def tokenizer_of(source: Source) -> PreTrainedTokenizerBase:

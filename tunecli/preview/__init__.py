@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -41,6 +42,8 @@ class Preview:
     """what is odd about rows that are used -> how many, and the first of them"""
     languages: dict[str, int]
     """of a sample of the examples"""
+    labels: dict[str, int]
+    """label of a text or a word (with its task if there are several) -> how often, the most frequent first"""
     examples: list[Example]
 
 
@@ -70,6 +73,7 @@ def preview(config: RunConfig, wanted: Wanted, *, validation: bool = False, show
         left_out=_left_out(dataset),
         found=dataset.found,
         languages=languages(dataset, data.tokenizer),
+        labels=_labels(dataset),
         examples=[read(dataset, index, data.tokenizer) for index in choose(dataset, wanted)],
     )
 
@@ -114,6 +118,18 @@ def _drawn(data: DataConfig, dataset: Mixture) -> list[float] | None:
     return list(drawn.values())
 
 
+def _labels(dataset: Mixture) -> dict[str, int]:
+    several = len(dataset.label_counts) > 1
+    counts = Counter(
+        {
+            f"{name}: {label}" if several else label: count
+            for name, labels in dataset.label_counts.items()
+            for label, count in labels.items()
+        }
+    )
+    return dict(counts.most_common())
+
+
 def _left_out(dataset: Mixture) -> dict[str, list[dict[str, Any]]]:
     listed: dict[str, list[dict[str, Any]]] = {}
     for entry in dataset.left_out:
@@ -129,5 +145,6 @@ def _example_as_json(example: Example) -> dict[str, Any]:
         for piece in example.pieces
         for token, text in zip(piece.ids, [""] * (len(piece.ids) - 1) + [piece.text], strict=True)
     ]
-    counts = {name: getattr(example, name) for name in ("origin", "source", "trained_tokens", "truncated")}
+    names = ("origin", "source", "trained_tokens", "truncated", "labels")
+    counts = {name: getattr(example, name) for name in names}
     return counts | {"text": "".join(piece.text for piece in example.pieces), "tokens": tokens}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from tunecli.data.statistics import longest_examples
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from tunecli.data.encoded import Encoded
     from tunecli.data.mixture import Mixture
 
 CHARACTER_TOKENS = 6
@@ -46,6 +47,8 @@ class Piece:
     ids: list[int]
     trained: bool
     special: bool = False
+    tag: str = ""
+    """of the word that ends here"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,8 @@ class Example:
     trained_tokens: int
     truncated: bool
     pieces: list[Piece]
+    labels: tuple[str, ...] = ()
+    """of the whole text"""
 
 
 def choose(dataset: Mixture, wanted: Wanted) -> list[int]:
@@ -91,8 +96,20 @@ def read(dataset: Mixture, index: int, tokenizer: PreTrainedTokenizerBase) -> Ex
         tokens=len(ids),
         trained_tokens=int(trained.sum()),
         truncated=bool(dataset.truncated[index]),
-        pieces=list(decode(tokenizer, ids.tolist(), trained.tolist())),
+        pieces=_tagged(list(decode(tokenizer, ids.tolist(), trained.tolist())), example),
+        labels=() if len(example.spans) else example.labels,
     )
+
+
+def _tagged(pieces: list[Piece], example: Encoded) -> list[Piece]:
+    """With the tag of each word at its last piece that can be seen."""
+    if not len(example.spans):
+        return pieces
+    starts = example.spans[:, 0].tolist()
+    word_of = np.searchsorted(starts, np.cumsum([0, *(len(piece.ids) for piece in pieces)])[:-1], side="right") - 1
+    last = {word: i for i, word in enumerate(word_of) if pieces[i].text.strip() and not pieces[i].special}
+    tags = {i: example.labels[word] for word, i in last.items() if word >= 0 and example.labels}
+    return [replace(piece, tag=tags.get(i, "")) for i, piece in enumerate(pieces)]
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int], trained: list[bool]) -> Iterator[Piece]:

@@ -69,7 +69,7 @@ def sample_texts(dataset: Mixture, tokenizer: PreTrainedTokenizerBase) -> Iterat
     for ids, example in zip(all_ids, examples, strict=True):
         answers = _words(tokenizer, example.input_ids[example.trained][:TOKENS].tolist())
         long = sum(map(str.isalpha, answers)) >= LETTERS
-        yield answers if long else _words(tokenizer, ids[same:])
+        yield answers if long and not example.labels else _words(tokenizer, ids[same:])
 
 
 def _words(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:

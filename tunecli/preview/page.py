@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tunecli.preview import Preview
 from tunecli.preview.examples import Example, Gap, Piece, shortened
-from tunecli.preview.terminal import most_frequent, summary_lines
+from tunecli.preview.terminal import labels_line, most_frequent, summary_lines, tag_after
 from tunecli.report import html
 
 ROOM = 4000
@@ -42,6 +42,10 @@ def write_page(preview: Preview, path: Path, *, full: bool) -> None:
         bars=_bars(preview),
         chart={"label": LABEL, "bars": BARS, "width": LABEL + BARS + COUNT, "row": ROW},
         languages=most_frequent(preview.languages),
+        labels=most_frequent(preview.labels),
+        label_total=sum(preview.labels.values()),
+        tag_after=tag_after,
+        labels_line=labels_line,
         sampled=sum(preview.languages.values()),
     )
     html.write_page(page, path)

@@ -18,6 +18,8 @@ from tunecli.preview import Preview
 from tunecli.preview.examples import Example, Gap, Piece, shortened
 
 TRAINED, PROMPT, GAP = "green", "dim", "yellow"
+OUTSIDE = "O"
+"""The tag of a word that is nothing, which is not shown."""
 SPECIAL = " reverse"
 """Added to the style of the token."""
 ROOM = 480
@@ -67,12 +69,17 @@ def _legend(plain: bool, tokens: bool) -> Text:
 
 def _header(example: Example) -> Iterator[RenderableType]:
     yield Rule(Text(visible(example.origin), style="bold"), align="left", style="dim", characters="─")
-    share = example.trained_tokens / example.tokens
+    share = f"{example.trained_tokens:,} trained ({example.trained_tokens / example.tokens:.1%})"
     yield Text.assemble(
-        f"{_count(example.tokens, 'token')}, {example.trained_tokens:,} trained ({share:.1%})",
+        f"{_count(example.tokens, 'token')}, ",
+        (labels_line(example), TRAINED) if example.labels else share,
         (", truncated" if example.truncated else "", "bold yellow"),
         style="dim",
     )
+
+
+def labels_line(example: Example) -> str:
+    return f"label{'' if len(example.labels) == 1 else 's'} {', '.join(map(visible, example.labels))}"
 
 
 def _text(pieces: list[Piece | Gap], plain: bool) -> Text:
@@ -91,7 +98,11 @@ def _styled(piece: Piece | Gap) -> tuple[str, str]:
     if isinstance(piece, Gap):
         return f" … {_count(piece.tokens, 'token')} … ", GAP
     style = TRAINED if piece.trained else PROMPT
-    return visible(piece.text), style + SPECIAL if piece.special else style
+    return visible(piece.text) + tag_after(piece), style + SPECIAL if piece.special else style
+
+
+def tag_after(piece: Piece) -> str:
+    return f"/{visible(piece.tag)}" if piece.tag and piece.tag != OUTSIDE else ""
 
 
 def _token_table(pieces: list[Piece | Gap]) -> Table:
@@ -162,13 +173,21 @@ def summary_lines(preview: Preview) -> list[tuple[str, str]]:
         ("rows", f"{stats.rows:,} read{split}"),
         ("examples", f"{stats.examples:,}"),
         ("tokens", f"{stats.tokens:,}"),
-        ("trained", f"{stats.trained_tokens:,} tokens ({stats.trained_tokens / stats.tokens:.1%})"),
+        ("trained", trained_line(preview)),
+        *([("labels", language_line(preview.labels))] if preview.labels else []),
         ("truncated", f"{stats.truncated:,} examples ({stats.truncated / stats.examples:.1%})"),
         ("left out", left_out or "0 rows"),
         ("duplicates", f"{_count(stats.duplicates, 'row')} with the content of an earlier one"),
         ("languages", language_line(preview.languages)),
     ]
     return [(name, visible(value)) for name, value in lines]
+
+
+def trained_line(preview: Preview) -> str:
+    stats = preview.statistics
+    if all(example.labels for example in preview.examples) and preview.labels:
+        return "the label of each text"
+    return f"{stats.trained_tokens:,} tokens ({stats.trained_tokens / stats.tokens:.1%})"
 
 
 def language_line(languages: dict[str, int]) -> str:
