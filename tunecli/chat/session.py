@@ -13,6 +13,7 @@ from tunecli.chat.saving import Saved, Saver, Turn
 from tunecli.chat.settings import Settings
 from tunecli.config.errors import UserError
 from tunecli.config.nearest import did_you_mean
+from tunecli.config.stage import Task
 from tunecli.data.prompts import trained_on_raw_text
 from tunecli.data.tokens import Encoding
 from tunecli.engine.run_names import names_of
@@ -174,8 +175,9 @@ def _add(lm: PreTrainedModel, name: str, source: Source, number: int) -> Model:
 def _check_answers(source: Source) -> None:
     """Raises UserError for what gives labels instead of answers."""
     task, _ = task_and_head(source)
-    if task.has_labels:
-        what = f"is a model for {task.value.replace('_', ' ')}: it gives labels, no answers"
+    if task.has_labels or task is Task.masked_lm:
+        gives = "labels" if task.has_labels else "words for gaps"
+        what = f"is a model for {task.value.replace('_', ' ')}: it gives {gives}, no answers"
         raise UserError(what, where=source.path, fix="tunecli.load loads it")
 
 
