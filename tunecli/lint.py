@@ -8,6 +8,7 @@ from dataclasses import replace
 from tunecli.config.data import OnBadRow, first_rows, validation_share
 from tunecli.config.errors import Problem
 from tunecli.config.run import RunConfig
+from tunecli.config.stage import Task
 from tunecli.data import about
 from tunecli.data.lint import (
     EMPTY_ANSWER,
@@ -78,7 +79,9 @@ def _bad_rows(examples: Mixture) -> Iterator[Problem]:
 def _template(config: RunConfig, data: Data) -> Iterator[Problem]:
     examples = data.train
     assert examples is not None
-    if any(format.name not in ("text", "prompt_completion") for format in examples.formats):
+    if config.stage.reads is Task.causal_lm and any(
+        format.name not in ("text", "prompt_completion") for format in examples.formats
+    ):
         yield from template_problems(data.tokenizer, config.data.chat_template_kwargs, stop_tokens(config.model))
 
 

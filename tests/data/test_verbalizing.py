@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tests.data.test_labelled import byte_level, sentencepiece, wordpiece
 from tunecli.config.cloze import parse_cloze
+from tunecli.config.compose import compose_run
 from tunecli.config.data import Overlong, Side
 from tunecli.config.errors import UserError
 from tunecli.config.stage import Task
@@ -20,6 +21,8 @@ from tunecli.data.tokenize import tokenize
 from tunecli.data.tokens import Encoding, Tokens
 from tunecli.data.verbalizing import Verbalizer
 from tunecli.models.builtin import byte_encoder_tokenizer, byte_tokenizer
+from tunecli.preview import preview
+from tunecli.preview.examples import Wanted
 
 WORDS = {"p": "great", "n": "terrible"}
 ENGLISH, CHINESE = "{text} It was {mask}.", "{text}评价：{mask}。"
@@ -75,6 +78,13 @@ def test_a_word_has_the_same_tokens_in_every_row() -> None:
         item = one(tokenizer, Labelled(text, None, ("n",)), given)
         words.add(tuple(tuple(item.input_ids[start:end]) for start, end in item.spans))
     assert len(words) == 1
+
+
+def test_a_preview_shows_the_right_word_in_its_gap() -> None:
+    config = compose_run("smoke_verbalize", []).config
+    (example,) = preview(config, Wanted(1), show_progress=False).examples
+    assert "".join(piece.text for piece in example.pieces if piece.trained) == " good good"
+    assert example.labels == ("positive",)
 
 
 def test_each_template_is_a_sequence_of_its_own() -> None:

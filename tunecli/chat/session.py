@@ -175,8 +175,9 @@ def _add(lm: PreTrainedModel, name: str, source: Source, number: int) -> Model:
 def _check_answers(source: Source) -> None:
     """Raises UserError for what gives labels instead of answers."""
     task = base_task(source)
-    if task.has_labels:
-        what = f"is a model for {task.value.replace('_', ' ')}: it gives labels, no answers"
+    if task.has_labels or task is Task.masked_lm:
+        gives = "labels" if task.has_labels else "words for gaps"
+        what = f"is a model for {task.value.replace('_', ' ')}: it gives {gives}, no answers"
         raise UserError(what, where=source.path, fix="tunecli.load loads it")
 
 

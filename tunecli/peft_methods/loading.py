@@ -57,6 +57,8 @@ def task_and_head(source: Source) -> tuple[Task, Head | None]:
     """What the model is for, and the labels of a head that is stored with the adapters."""
     saved = source.tokenizer if source.adapters and source.tokenizer is not None else None
     if saved is None or not (saved / "config.json").is_file():
+        if source.run is not None and source.adapters:
+            return source.run.stage.task, None
         config = _stored_config(source.base)
         return (Task.causal_lm if config is None else task_of(config)), None
     config = AutoConfig.from_pretrained(saved)

@@ -97,18 +97,23 @@ def read(dataset: Mixture, index: int, tokenizer: PreTrainedTokenizerBase) -> Ex
         trained_tokens=int(trained.sum()),
         truncated=bool(dataset.truncated[index]),
         pieces=_tagged(list(decode(tokenizer, ids.tolist(), trained.tolist())), example),
-        labels=() if len(example.spans) else example.labels,
+        labels=() if _is_tagged(example) else example.labels,
     )
+
+
+def _is_tagged(example: Encoded) -> bool:
+    """Whether each span has a label of its own."""
+    return len(example.spans) > 0 and len(example.labels) == len(example.spans)
 
 
 def _tagged(pieces: list[Piece], example: Encoded) -> list[Piece]:
     """With the tag of each word at its last piece that can be seen."""
-    if not len(example.spans):
+    if not _is_tagged(example):
         return pieces
     starts = example.spans[:, 0].tolist()
     word_of = np.searchsorted(starts, np.cumsum([0, *(len(piece.ids) for piece in pieces)])[:-1], side="right") - 1
     last = {word: i for i, word in enumerate(word_of) if pieces[i].text.strip() and not pieces[i].special}
-    tags = {i: example.labels[word] for word, i in last.items() if word >= 0 and example.labels}
+    tags = {i: example.labels[word] for word, i in last.items() if word >= 0}
     return [replace(piece, tag=tags.get(i, "")) for i, piece in enumerate(pieces)]
 
 
