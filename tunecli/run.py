@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -290,24 +290,27 @@ def _head(config: RunConfig, data: Data) -> Head | None:
 def build_stage(
     config: RunConfig, data: Data, feed: Feed, policy: Wrapped, accelerator: Accelerator, num_examples: int
 ) -> Stage:
+    setting = replace(build_setting(config, data, policy, accelerator), feed=feed, num_examples=num_examples)
+    return STAGES[config.stage.name](setting)
+
+
+def build_setting(config: RunConfig, data: Data, policy: Wrapped, accelerator: Accelerator) -> Setting:
+    """What it takes to measure a model on `data.validation`, and nothing of what it takes to train one."""
     batching = _batching(
         config, data, policy, num_processes=accelerator.num_processes, process_index=accelerator.process_index
     )
     evaluator = Evaluator(
         config.evaluation, data.tokenizer, data.validation, prompt_ids(config, data), batching, accelerator
     )
-    setting = Setting(
+    return Setting(
         config=config.stage,
-        feed=feed,
         validation=data.validation,
         evaluator=evaluator,
         batching=batching,
         accelerator=accelerator,
         global_batch_size=config.train.global_batch_size,
-        num_examples=num_examples,
         labels=data.labels,
     )
-    return STAGES[config.stage.name](setting)
 
 
 def _batching(config: RunConfig, data: Data, policy: Wrapped, *, num_processes: int, process_index: int) -> Batching:

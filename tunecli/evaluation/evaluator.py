@@ -20,7 +20,7 @@ from tunecli.models.policy import Policy
 TOGETHER = 32
 """Questions that each rank answers between two looks at whether to go on."""
 SHOWN = 5
-"""Answered validation questions that are kept as samples."""
+"""Answered validation questions that are kept as samples while a model is trained."""
 
 Sample = dict[str, str]
 """`prompt`, `answer` and, where there is a right answer, `expected`."""
@@ -39,6 +39,8 @@ class Evaluator:
     """token ids of `config.prompts`, as the model is asked"""
     batching: Batching
     accelerator: Accelerator
+    shown: int = SHOWN
+    """answered validation questions that are kept as samples"""
     _samples: dict[int, Sample] = field(default_factory=dict)
 
     def __call__(
@@ -97,7 +99,7 @@ class Evaluator:
         for i, group in zip(chunk, asked, strict=True):
             answer = most_votes([next(said) for _ in group])
             expected = text_of(group[0].answer, self.tokenizer)
-            if i < SHOWN:
+            if i < self.shown:
                 prompt = self._text(group[0].prompt)
                 self._samples[i] = {"prompt": prompt, "answer": answer, "expected": expected}
             right.append(answer == expected)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 
 from tunecli.data.batching import Batching, Examples, microbatches
 from tunecli.data.encoded import Encoded
+from tunecli.engine.batch import Batch
 from tunecli.evaluation.evaluator import Abandoned
 
 TOGETHER = 64
@@ -39,17 +41,27 @@ def predict(
         for batch in microbatches(examples, order[start : start + TOGETHER], batching):
             batch = batch.to(accelerator.device)
             logits = model(batch).cpu().numpy()
-            sizes = [len(batching.read(examples[row], _source(examples, row)).kept) for row in batch.rows]
+            sizes = kept_counts(examples, batch, batching)
             found.update(zip(batch.rows, np.split(logits, np.cumsum(sizes)[:-1]), strict=False))
     if accelerator.num_processes > 1:
         found = dict(gather_object(list(found.items())))
     return [found[i] for i in range(len(examples))]
 
 
+def kept_counts(examples: Examples, batch: Batch, batching: Batching) -> np.ndarray:
+    """[rows] int64: how many positions of each row of `batch` count."""
+    return np.array([len(batching.read(examples[row], _source(examples, row)).kept) for row in batch.rows], np.int64)
+
+
 def of_words(logits: np.ndarray, example: Encoded) -> np.ndarray:
     """[words, labels]: the rows of `logits` that belong to the first trained token of each word."""
     lengths = example.spans[:, 1] - example.spans[:, 0]
     return logits[np.cumsum(lengths) - lengths]
+
+
+def whole_texts(examples: Examples, rows: Sequence[int]) -> list[list[int]]:
+    """The windows of each text, which follow each other."""
+    return [list(windows) for _, windows in groupby(rows, key=examples.origin)]
 
 
 def _source(examples: Examples, row: int) -> str:
