@@ -224,7 +224,7 @@ def build_feed(config: RunConfig, data: Data, left_out: LeftOut) -> Feed:
 def first_batches(config: RunConfig, data: Data, policy: Wrapped) -> Iterator[Batch]:
     """Micro-batches of what training begins with: the same on every rank, and without end."""
     feed = build_feed(config, data, LeftOut(Path(), enabled=False))
-    batching = _batching(config, data, policy, num_processes=1, process_index=0)
+    batching = batching_of(config, data, policy, num_processes=1, process_index=0)
     while True:
         yield from microbatches(*feed.take(config.train.global_batch_size), batching)
 
@@ -296,7 +296,7 @@ def build_stage(
 
 def build_setting(config: RunConfig, data: Data, policy: Wrapped, accelerator: Accelerator) -> Setting:
     """What it takes to measure a model on `data.validation`, and nothing of what it takes to train one."""
-    batching = _batching(
+    batching = batching_of(
         config, data, policy, num_processes=accelerator.num_processes, process_index=accelerator.process_index
     )
     evaluator = Evaluator(
@@ -313,7 +313,9 @@ def build_setting(config: RunConfig, data: Data, policy: Wrapped, accelerator: A
     )
 
 
-def _batching(config: RunConfig, data: Data, policy: Wrapped, *, num_processes: int, process_index: int) -> Batching:
+def batching_of(
+    config: RunConfig, data: Data, policy: Wrapped, *, num_processes: int, process_index: int
+) -> Batching:
     return Batching(
         num_processes=num_processes,
         process_index=process_index,
