@@ -29,6 +29,14 @@ TITLES = {
     "grad_norm": "Gradient norm",
     "tokens_per_second": "Tokens per second",
     "memory_peak_bytes": "Peak memory",
+    "mcc": "Matthews correlation",
+    "ece": "Calibration error",
+    "mse": "Squared error",
+    "pearson": "Pearson correlation",
+    "spearman": "Spearman correlation",
+    "f1": "F1",
+    "f1_macro": "F1, mean over labels",
+    "f1_micro": "F1 over all labels",
 }
 STATES = {
     "finished": "has finished",

@@ -24,7 +24,7 @@ from tunecli.models.policy import ONEDNN_MULTIPLE
 from tunecli.models.self_test import Wrapped, choose_policy
 from tunecli.peft_methods.by_row import route_rows
 from tunecli.peft_methods.injection import adapter_name, leave_casts_to_autocast
-from tunecli.peft_methods.loading import head_of, load_base, stored_config, tokenizer_of
+from tunecli.peft_methods.loading import dtype_of, head_of, load_base, stored_config, tokenizer_of
 from tunecli.peft_methods.saving import load_adapters
 from tunecli.peft_methods.source import Source, find_source
 from tunecli.peft_methods.token_ids import places_in_saved
@@ -59,7 +59,10 @@ class Subject:
         return self.source.run is not None
 
     def precision(self, config: RunConfig) -> Precision:
+        """As in training; what we did not train and is stored in fp32 computes in that."""
         frozen = bool(self.config.peft) or not self.trained
+        if not self.trained and config.train.precision is Precision.auto and dtype_of(self.source) is torch.float32:
+            return Precision.fp32
         return resolve_precision(config.train.precision, cpu=not torch.cuda.is_available(), frozen_base=frozen)
 
     def encoding(self, config: RunConfig) -> Encoding:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tunecli.data.examples import Example, Labelled, Tagged
-from tunecli.data.formats import Format, choose_format, custom
+from tunecli.data.formats import Format, choose_format
 from tunecli.data.formats.detect import LABELS, PAIRS, TAGS, WORDS
 from tunecli.evaluation.kinds import Kind
 
@@ -24,6 +24,18 @@ TARGETS = {
     "prompt_completion": "completion",
 }
 """Format -> its column for what is to be predicted."""
+
+
+NEEDED = {
+    "classification": "text",
+    "pair_classification": "text_pair",
+    "tagging": "tokens",
+    "alpaca": "instruction",
+    "prompt_completion": "prompt",
+    "messages": "messages",
+    "sharegpt": "conversations",
+}
+"""Format -> the column without which no row is of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +71,11 @@ def choose(
         UserError: no format reads these columns.
     """
     whole = completed(first, kind, label, raw=raw)
-    target = TARGETS.get(name)
+    target, needed = TARGETS.get(name), NEEDED.get(name)
     kept = {column: source for column, source in columns.items() if column != target and source in whole}
-    fits = name == "auto" or name.startswith(custom.PREFIX) or target is None or target in whole
-    if len(kept) < len([column for column in columns if column != target]):
-        kept, fits = {}, False  # the columns of other rows
-    return Unlabelled(choose_format(name if fits else "auto", kept, whole, known), kind, label, raw)
+    # Plain text is all answer; here it is what the model goes on from.
+    fits = name != "text" and (needed is None or needed in whole or needed in kept)
+    return Unlabelled(choose_format(name if fits else "auto", kept if fits else {}, whole, known), kind, label, raw)
 
 
 def completed(values: dict[str, Any], kind: Kind, label: str, *, raw: bool) -> dict[str, Any]:
