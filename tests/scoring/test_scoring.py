@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -239,3 +241,30 @@ def test_the_command(runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert (runs["tag"] / "evaluations" / "validation" / files.PREDICTIONS).is_file()
     assert main(["eval", str(runs["tag"]), "data.path=none.jsonl"]) == 2
     assert main(["eval", "--compare", str(runs["tag"])]) == 2
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_same(runs, scores, tmp_path: Path) -> None:
+    for name in ("tag", "sft"):
+        out = tmp_path / name
+        command = [
+            sys.executable,
+            "-m",
+            "tunecli",
+            "eval",
+            str(runs[name]),
+            "launch.num_processes=2",
+            "--out",
+            str(out),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        result, records = files.read(out)
+        values = {each: metric["value"] for each, metric in result["metrics"].items()}
+        assert values == pytest.approx(
+            {each: metric.value for each, metric in scores[name].metrics.items()}, abs=1e-5, rel=1e-5
+        )
+        known = scores[name].records
+        assert [(r["row"], r.get("predicted")) for r in records] == [(r["row"], r.get("predicted")) for r in known]
+    done = subprocess.run([*command[:-2], "data.path=none.jsonl"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and done.stderr.count("error:") == 1

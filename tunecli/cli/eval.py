@@ -16,11 +16,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
+import tempfile
 from io import TextIOWrapper
 from pathlib import Path
+from typing import NoReturn
 
-from tunecli.config.errors import UserError
+from tunecli.config.errors import UserError, print_error
+
+STATUS = "TUNECLI_EVAL_STATUS"
+"""Names, in the environment of each rank, the file that the exit status is written to."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +44,14 @@ def run(args: argparse.Namespace) -> int:
     if not args.compare and len(paths) != 1:
         what = f"{len(paths)} are named to be scored" if paths else "nothing is named to be scored"
         raise UserError(what, fix="name one: tune eval RUN; several: tune eval --compare RUN RUN")
+    if STATUS in os.environ:
+        _as_rank(paths, overrides, args)
+    if (number := _processes(overrides)) > 1:
+        return _on_several(number, args)
+    return _run(paths, overrides, args)
+
+
+def _run(paths: list[str], overrides: list[str], args: argparse.Namespace) -> int:
     if args.json or not sys.stderr.isatty():
         from tunecli.engine.quiet import no_foreign_bars
 
@@ -45,6 +59,44 @@ def run(args: argparse.Namespace) -> int:
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # encodings other than UTF-8
     return _compare(paths, overrides, args) if args.compare else _score(paths[0], overrides, args)
+
+
+def _processes(overrides: list[str]) -> int:
+    asked = [word.partition("=")[2] for word in overrides if word.startswith("launch.num_processes=")]
+    return int(asked[-1]) if asked and asked[-1].isdecimal() else 1
+
+
+def _on_several(number: int, args: argparse.Namespace) -> int:
+    """The same command on `number` processes, which `accelerate launch` starts."""
+    from tunecli.launch import ACCELERATE_CONFIG
+
+    flags = [f"--{name.replace('_', '-')}" for name in ("compare", "no_gap", "json") if getattr(args, name)]
+    out = ["--out", str(args.out)] if args.out is not None else []
+    with tempfile.TemporaryDirectory(prefix="tune_") as folder:
+        settings, status = Path(folder) / "accelerate.yaml", Path(folder) / "status"
+        settings.write_text(ACCELERATE_CONFIG.format(num_processes=number))
+        launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(settings)]
+        command = [*launch, "-m", "tunecli", "eval", *args.words, *flags, *out]
+        done = subprocess.run(command, env=os.environ | {STATUS: str(status)}, check=False)
+        return int(status.read_text()) if status.is_file() else done.returncode or 1
+
+
+def _as_rank(paths: list[str], overrides: list[str], args: argparse.Namespace) -> NoReturn:
+    """Does not return: the status is for the launching process, and another one than 0 would make the elastic agent
+    add a traceback of its own."""
+    main = os.environ.get("RANK", "0") == "0"
+    if not main:
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    try:
+        status = _run(paths, overrides, args)
+    except UserError as error:
+        print_error(error)
+        status = error.exit_status
+    if main:
+        Path(os.environ[STATUS]).write_text(str(status))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # torch.distributed's own teardown now and then never ends
 
 
 def split_words(words: list[str]) -> tuple[list[str], list[str]]:
@@ -83,6 +135,8 @@ def _compare(paths: list[str], overrides: list[str], args: argparse.Namespace) -
 
     with progress(enabled=not args.json) as proceed:
         found = compare(paths, overrides, proceed=proceed, show_progress=not args.json)
+    if os.environ.get("RANK", "0") != "0":
+        return 0
     folder = args.out or Path(FOLDER) / "comparison"
     write_comparison(found, folder)
     if args.json:

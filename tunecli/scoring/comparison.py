@@ -6,6 +6,7 @@ McNemar's test (1947), exact, as only the rows count that one of both has right:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -137,7 +138,8 @@ def _evaluated(
             raise UserError(what, where=display(folder), fix="name the run itself")
         return files.read(folder)
     scores = score(path, words, gap=False, proceed=proceed, show_progress=show_progress)
-    files.write(scores, files.home(find_source(path), scores.data["name"]))
+    if os.environ.get("RANK", "0") == "0":
+        files.write(scores, files.home(find_source(path), scores.data["name"]))
     return scores.as_json(), scores.records
 
 

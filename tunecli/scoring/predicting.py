@@ -66,6 +66,8 @@ def plan(path: str, file: str, words: Sequence[str] = (), task: str | None = Non
         UserError: no such model or file, no format reads it, or the task is not one of the model's.
     """
     stage, overrides = split_stage(words)
+    if launching := next((word for word in overrides if word.startswith("launch.")), None):
+        raise UserError("predictions are made by one process", where=launching, fix="leave it out")
     subject = find_subject(path, stage)
     usual = SourceConfig(path=file)
     data = replace(
