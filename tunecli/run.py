@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from tunecli.config.data import Overlap, validation_share
@@ -35,6 +36,7 @@ from tunecli.data.left_out import LeftOut
 from tunecli.data.mixture import Mixture, build, shares
 from tunecli.data.prompts import chat_prompt, raw_prompt, trained_on_raw_text
 from tunecli.data.reading import EachWord, Place, Reader, WholeText, next_tokens
+from tunecli.data.sample import drawn
 from tunecli.data.tokens import Encoding
 from tunecli.engine.batch import Batch
 from tunecli.engine.checkpoint import (
@@ -70,6 +72,7 @@ from tunecli.peft_methods.targets import is_under, task_heads
 from tunecli.peft_methods.token_ids import places_of_virtual_tokens
 from tunecli.report.card import write_card
 from tunecli.report.gain import as_lines, gains, result_step
+from tunecli.report.generalisation import as_line, write_gap
 from tunecli.report.page import write_report
 from tunecli.report.run_files import json_lines
 from tunecli.stages import STAGES
@@ -164,6 +167,8 @@ def main(config: RunConfig, run_dir: Path) -> int:
         if config.train.keep_best and progress.best_step not in (0, progress.step):
             _go_back_to_best(config, policy, recorder, progress.best_step, display)
         save_result(config, policy, data, run_dir)
+    if finished and (accelerator.num_processes == 1 or not config.train.keep_best):  # else only one rank has the best
+        _measure_gap(config, data, policy, model, accelerator, run_dir, display)
     recorder.status("finished" if finished else "interrupted", step=progress.step, exit_status=exit_status)
     trackers.finish()
     if accelerator.is_main_process:
@@ -446,6 +451,28 @@ def _results(run_dir: Path) -> dict[str, float]:
         if record["step"] <= end:
             results |= {name: value for name, value in record.items() if name == "loss" or name.startswith("eval/")}
     return results
+
+
+def _measure_gap(
+    config: RunConfig,
+    data: Data,
+    policy: Wrapped,
+    model: nn.Module,
+    accelerator: Accelerator,
+    run_dir: Path,
+    display: Display,
+) -> None:
+    """Of models that answer in one forward pass, where it costs one more evaluation; `tune eval` has it for all."""
+    if not config.stage.task.has_labels or data.train is None or data.validation is None:
+        return
+    sample = drawn(data.train, len(data.validation), config.seed)
+    model.eval()
+    setting = replace(build_setting(config, data, policy, accelerator), validation=sample)
+    found = STAGES[config.stage.name](setting).evaluate(model, lambda done: True)
+    if accelerator.is_main_process:
+        gap = write_gap(run_dir, len(sample), found.metrics, _results(run_dir))
+        if line := as_line(gap):
+            display.note(line)
 
 
 def _write_report(run_dir: Path, display: Display) -> None:

@@ -14,7 +14,10 @@ from sklearn import metrics as sk
 from training import trained_run
 
 from tunecli.cli import main
+from tunecli.config.checks import metrics_of
+from tunecli.config.compose import load_config
 from tunecli.config.errors import UserError
+from tunecli.report.generalisation import read_gap
 from tunecli.scoring import Scores, files, score
 from tunecli.scoring.comparison import compare
 
@@ -241,6 +244,25 @@ def test_the_command(runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert (runs["tag"] / "evaluations" / "validation" / files.PREDICTIONS).is_file()
     assert main(["eval", str(runs["tag"]), "data.path=none.jsonl"]) == 2
     assert main(["eval", "--compare", str(runs["tag"])]) == 2
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_best_metric_may_be_what_an_evaluation_gives(runs, name: str) -> None:
+    known = metrics_of(load_config(runs[name] / "config.yaml").stage)
+    assert set(known) >= {f"eval/{each}" for each in logged(runs[name])}
+    if name != "sft":
+        assert {each.removeprefix("eval/") for each in known} == set(logged(runs[name]))
+
+
+@pytest.mark.parametrize("name", ["classify", "tag"])
+def test_the_run_itself_measured_the_same_gap(runs, scores, name: str) -> None:
+    gap = read_gap(runs[name])
+    assert gap is not None and gap.examples == scores[name].gap.examples
+    assert gap.train == pytest.approx(scores[name].gap.train, abs=1e-5)
+    found = {each: value for each, _, _, _, value in gap.rows}
+    assert found == pytest.approx(scores[name].gap.difference, abs=1e-5)
+    assert "Generalisation gap" in (runs[name] / "report.html").read_text()
+    assert read_gap(runs["sft"]) is None
 
 
 @pytest.mark.slow
