@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from tunecli.config.data import Overlap, validation_share
@@ -49,6 +50,7 @@ from tunecli.data.masking import MaskedTokens, mask_of, ordinary_tokens
 from tunecli.data.mixture import Mixture, build, shares
 from tunecli.data.prompts import chat_prompt, raw_prompt, trained_on_raw_text
 from tunecli.data.reading import EachWord, Place, Reader, SourceTarget, WholeText, next_tokens
+from tunecli.data.sample import drawn
 from tunecli.data.shots import few
 from tunecli.data.text_encoder import TextEncoder
 from tunecli.data.tokens import Encoding
@@ -96,6 +98,7 @@ from tunecli.peft_methods.targets import is_under, task_heads
 from tunecli.peft_methods.token_ids import places_of_virtual_tokens
 from tunecli.report.card import write_card
 from tunecli.report.gain import as_lines, gains, result_step
+from tunecli.report.generalisation import as_line, write_gap
 from tunecli.report.page import write_report
 from tunecli.report.run_files import json_lines
 from tunecli.stages import STAGES
@@ -190,6 +193,8 @@ def main(config: RunConfig, run_dir: Path) -> int:
         if config.train.keep_best and progress.best_step not in (0, progress.step):
             _go_back_to_best(config, policy, recorder, progress.best_step, display)
         save_result(config, policy, data, run_dir)
+    if finished and (accelerator.num_processes == 1 or not config.train.keep_best):  # else only one rank has the best
+        _measure_gap(config, data, policy, model, accelerator, run_dir, display)
     recorder.status("finished" if finished else "interrupted", step=progress.step, exit_status=exit_status)
     trackers.finish()
     if accelerator.is_main_process:
@@ -265,7 +270,7 @@ def build_feed(config: RunConfig, data: Data, left_out: LeftOut) -> Feed:
 def first_batches(config: RunConfig, data: Data, policy: Wrapped) -> Iterator[Batch]:
     """Micro-batches of what training begins with: the same on every rank, and without end."""
     feed = build_feed(config, data, LeftOut(Path(), enabled=False))
-    batching = _batching(config, data, policy, num_processes=1, process_index=0)
+    batching = batching_of(config, data, policy, num_processes=1, process_index=0)
     while True:
         yield from microbatches(*feed.take(config.train.global_batch_size), batching)
 
@@ -331,27 +336,32 @@ def _head(config: RunConfig, data: Data) -> Head | None:
 def build_stage(
     config: RunConfig, data: Data, feed: Feed, policy: Wrapped, accelerator: Accelerator, num_examples: int
 ) -> Stage:
-    batching = _batching(
+    setting = replace(build_setting(config, data, policy, accelerator), feed=feed, num_examples=num_examples)
+    return STAGES[config.stage.name](setting)
+
+
+def build_setting(config: RunConfig, data: Data, policy: Wrapped, accelerator: Accelerator) -> Setting:
+    """What it takes to measure a model on `data.validation`, and nothing of what it takes to train one."""
+    batching = batching_of(
         config, data, policy, num_processes=accelerator.num_processes, process_index=accelerator.process_index
     )
     evaluator = Evaluator(
         config.evaluation, data.tokenizer, data.validation, prompt_ids(config, data), batching, accelerator
     )
-    setting = Setting(
+    return Setting(
         config=config.stage,
-        feed=feed,
         validation=data.validation,
         evaluator=evaluator,
         batching=batching,
         accelerator=accelerator,
         global_batch_size=config.train.global_batch_size,
-        num_examples=num_examples,
         labels=data.labels,
     )
-    return STAGES[config.stage.name](setting)
 
 
-def _batching(config: RunConfig, data: Data, policy: Wrapped, *, num_processes: int, process_index: int) -> Batching:
+def batching_of(
+    config: RunConfig, data: Data, policy: Wrapped, *, num_processes: int, process_index: int
+) -> Batching:
     read = _reader(config, data, policy)
     return Batching(
         num_processes=num_processes,
@@ -537,6 +547,28 @@ def _results(run_dir: Path) -> dict[str, float]:
         if record["step"] <= end:
             results |= {name: value for name, value in record.items() if name == "loss" or name.startswith("eval/")}
     return results
+
+
+def _measure_gap(
+    config: RunConfig,
+    data: Data,
+    policy: Wrapped,
+    model: nn.Module,
+    accelerator: Accelerator,
+    run_dir: Path,
+    display: Display,
+) -> None:
+    """Of models that answer in one forward pass, where it costs one more evaluation; `tune eval` has it for all."""
+    if not config.stage.task.has_labels or data.train is None or data.validation is None:
+        return
+    sample = drawn(data.train, len(data.validation), config.seed)
+    model.eval()
+    setting = replace(build_setting(config, data, policy, accelerator), validation=sample)
+    found = STAGES[config.stage.name](setting).evaluate(model, lambda done: True)
+    if accelerator.is_main_process:
+        gap = write_gap(run_dir, len(sample), found.metrics, _results(run_dir))
+        if line := as_line(gap):
+            display.note(line)
 
 
 def _write_report(run_dir: Path, display: Display) -> None:
