@@ -28,6 +28,7 @@ ROWS: dict[str, set[str]] = {
     "preview": {"config", "engine", "data", "report", "run"},
     "chat": {"config", "engine", "models", "data", "peft_methods", "run"},
     "merge": {"config", "models", "data", "peft_methods", "report", "run"},
+    "scoring": {"config", "ops", "engine", "models", "data", "peft_methods", "evaluation", "stages", "report", "run"},
     "push": {"config", "engine", "report"},
     "count": {"config", "models", "peft_methods"},
     "neighbours": {"config", "models", "peft_methods"},
@@ -41,7 +42,7 @@ ROWS: dict[str, set[str]] = {
 
 INSIDE_FUNCTIONS: dict[str, set[str]] = {
     "cli": {"", "chat", "count", "engine", "launch", "lint", "merge", "preview", "push", "report", "foreign"}
-    | {"neighbours"}
+    | {"neighbours", "peft_methods", "scoring"}
 }
 """More of them, for imports that run only when a function is called."""
 

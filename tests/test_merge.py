@@ -191,6 +191,7 @@ KINDS = [
     ["ia3", "lora"],
     ["oft", "lora", "ln_tuning", "vera", "ia3"],
     ["loha", "oft", "lokr"],
+    ["lora", "freeze"],  # of the same weights, in the wrong order
 ]
 
 

@@ -37,6 +37,9 @@ CASES = {
     "adalora-two-processes": ["recipe=smoke_sft_lora", "peft=adalora", *ADALORA, *TWO],
     "4bit-lora": ["recipe=smoke_qlora", DROPOUT, "train.optimizer=paged_adamw_8bit"],
     "lora-two-processes": ["recipe=smoke_sft_lora", DROPOUT, "launch=cpu", "launch.num_processes=2"],
+    "classify-two-processes": ["recipe=smoke_classify", "peft=[lora,p_tuning_v2]", DROPOUT, *TWO],
+    "tag": ["recipe=smoke_tag", DROPOUT],
+    "span-corruption": ["recipe=smoke_t5_pretrain", "train.eval_every=null"],  # T5 drops out too
     "streamed": ["recipe=smoke_sft_full", *STREAM],
     "streamed-two-processes": ["recipe=smoke_sft_lora", *STREAM, "launch=cpu", "launch.num_processes=2"],
     "masked-lm-streamed-two-processes": ["recipe=smoke_mlm", *MLM_STREAM, *TWO],

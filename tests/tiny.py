@@ -48,7 +48,7 @@ def causal_lm(name: str = "llama", *, seed: int = 0) -> T.PreTrainedModel:
 
 
 class RandomExamples:
-    """Sequences of random tokens whose second half is trained."""
+    """Sequences of random tokens whose second half is trained, or the target of the first."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class RandomExamples:
         ids = self._ids[index]
         start = len(self.virtual) + max(len(ids) // 2, 1)
         ids = torch.cat([self.virtual, ids])
-        return Encoded(ids, np.array([[start, len(ids)]]))
+        return Encoded(ids, np.array([[start, len(ids)]]), parts=(start,))
 
     def origin(self, index: int) -> str:
         return f"random row {index + 1}"

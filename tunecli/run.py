@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from tunecli.config.data import Overlap, validation_share
@@ -28,6 +29,7 @@ from tunecli.config.run_lock import lock_run
 from tunecli.config.stage import (
     ClassifyConfig,
     HeadConfig,
+    Objective,
     PretrainConfig,
     ProblemType,
     Subwords,
@@ -39,6 +41,7 @@ from tunecli.config.train import Precision
 from tunecli.data import about
 from tunecli.data.batching import Batching, microbatches
 from tunecli.data.candidates import Candidates
+from tunecli.data.corruption import PrefixLM, SpanCorruption, end_of_text, sentinels_of
 from tunecli.data.examples import Unusable
 from tunecli.data.feed import Feed, Shuffled, stream
 from tunecli.data.labels import Labels, class_weights, run_labels
@@ -46,7 +49,8 @@ from tunecli.data.left_out import LeftOut
 from tunecli.data.masking import MaskedTokens, mask_of, ordinary_tokens
 from tunecli.data.mixture import Mixture, build, shares
 from tunecli.data.prompts import chat_prompt, raw_prompt, trained_on_raw_text
-from tunecli.data.reading import EachWord, Place, Reader, WholeText, next_tokens
+from tunecli.data.reading import EachWord, Place, Reader, SourceTarget, WholeText, next_tokens
+from tunecli.data.sample import drawn
 from tunecli.data.shots import few
 from tunecli.data.text_encoder import TextEncoder
 from tunecli.data.tokens import Encoding
@@ -73,9 +77,18 @@ from tunecli.engine.step_hook import restore_hooks
 from tunecli.engine.trackers import Trackers
 from tunecli.evaluation.answers import check_choices
 from tunecli.evaluation.evaluator import Evaluator
-from tunecli.models.load import Head, load_model, load_tokenizer, num_parameters, resolve_path, weight_dtype
+from tunecli.models.load import (
+    Head,
+    check_kind,
+    load_model,
+    load_tokenizer,
+    num_parameters,
+    resolve_path,
+    weight_dtype,
+)
 from tunecli.models.policy import ONEDNN_MULTIPLE, Policy
 from tunecli.models.self_test import Wrapped, choose_policy
+from tunecli.models.seq2seq_policy import Seq2SeqPolicy, shifted
 from tunecli.peft_methods.by_row import route_rows
 from tunecli.peft_methods.composition import inject, rate_factors, step_hooks
 from tunecli.peft_methods.injection import adapter_name, leave_casts_to_autocast
@@ -85,6 +98,7 @@ from tunecli.peft_methods.targets import is_under, task_heads
 from tunecli.peft_methods.token_ids import places_of_virtual_tokens
 from tunecli.report.card import write_card
 from tunecli.report.gain import as_lines, gains, result_step
+from tunecli.report.generalisation import as_line, write_gap
 from tunecli.report.page import write_report
 from tunecli.report.run_files import json_lines
 from tunecli.stages import STAGES
@@ -179,6 +193,8 @@ def main(config: RunConfig, run_dir: Path) -> int:
         if config.train.keep_best and progress.best_step not in (0, progress.step):
             _go_back_to_best(config, policy, recorder, progress.best_step, display)
         save_result(config, policy, data, run_dir)
+    if finished and (accelerator.num_processes == 1 or not config.train.keep_best):  # else only one rank has the best
+        _measure_gap(config, data, policy, model, accelerator, run_dir, display)
     recorder.status("finished" if finished else "interrupted", step=progress.step, exit_status=exit_status)
     trackers.finish()
     if accelerator.is_main_process:
@@ -191,9 +207,11 @@ def main(config: RunConfig, run_dir: Path) -> int:
 
 def prepare_data(config: RunConfig, *, show_progress: bool) -> Data:
     """Tokenizer and tokenised data, from the cache where they are there already."""
+    check_kind(config.model, config.stage.task)
     tokenizer = load_tokenizer(config.model)
     if config.stage.task is Task.masked_lm:
         mask_of(tokenizer)
+    _sentinels(config, tokenizer)
     train, validation = build(config.data, tokenizer, encoding_of(config, tokenizer), show_progress=show_progress)
     if validation is not None and config.evaluation.choices:
         check_choices(validation, tokenizer, config.evaluation.choices)
@@ -214,6 +232,7 @@ def encoding_of(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Encodi
     return Encoding(
         task=stage.task,
         max_length=data.max_length,
+        max_target_length=getattr(stage, "max_target_length", 0),
         overlong=data.overlong,
         truncation_side=data.truncation_side,
         train_on_prompt=getattr(stage, "train_on_prompt", False),
@@ -251,7 +270,7 @@ def build_feed(config: RunConfig, data: Data, left_out: LeftOut) -> Feed:
 def first_batches(config: RunConfig, data: Data, policy: Wrapped) -> Iterator[Batch]:
     """Micro-batches of what training begins with: the same on every rank, and without end."""
     feed = build_feed(config, data, LeftOut(Path(), enabled=False))
-    batching = _batching(config, data, policy, num_processes=1, process_index=0)
+    batching = batching_of(config, data, policy, num_processes=1, process_index=0)
     while True:
         yield from microbatches(*feed.take(config.train.global_batch_size), batching)
 
@@ -317,27 +336,32 @@ def _head(config: RunConfig, data: Data) -> Head | None:
 def build_stage(
     config: RunConfig, data: Data, feed: Feed, policy: Wrapped, accelerator: Accelerator, num_examples: int
 ) -> Stage:
-    batching = _batching(
+    setting = replace(build_setting(config, data, policy, accelerator), feed=feed, num_examples=num_examples)
+    return STAGES[config.stage.name](setting)
+
+
+def build_setting(config: RunConfig, data: Data, policy: Wrapped, accelerator: Accelerator) -> Setting:
+    """What it takes to measure a model on `data.validation`, and nothing of what it takes to train one."""
+    batching = batching_of(
         config, data, policy, num_processes=accelerator.num_processes, process_index=accelerator.process_index
     )
     evaluator = Evaluator(
         config.evaluation, data.tokenizer, data.validation, prompt_ids(config, data), batching, accelerator
     )
-    setting = Setting(
+    return Setting(
         config=config.stage,
-        feed=feed,
         validation=data.validation,
         evaluator=evaluator,
         batching=batching,
         accelerator=accelerator,
         global_batch_size=config.train.global_batch_size,
-        num_examples=num_examples,
         labels=data.labels,
     )
-    return STAGES[config.stage.name](setting)
 
 
-def _batching(config: RunConfig, data: Data, policy: Wrapped, *, num_processes: int, process_index: int) -> Batching:
+def batching_of(
+    config: RunConfig, data: Data, policy: Wrapped, *, num_processes: int, process_index: int
+) -> Batching:
     read = _reader(config, data, policy)
     return Batching(
         num_processes=num_processes,
@@ -363,6 +387,8 @@ def _reader(config: RunConfig, data: Data, policy: Wrapped) -> Reader:
         )
     if isinstance(stage, VerbalizeConfig):
         return _candidates(config, data)
+    if isinstance(policy, Seq2SeqPolicy):
+        return _two_sides(config, data, policy)
     if data.labels is None or isinstance(policy, Policy):
         return next_tokens
     token_types = getattr(policy.lm.config, "type_vocab_size", 0) > 1
@@ -375,6 +401,33 @@ def _reader(config: RunConfig, data: Data, policy: Wrapped) -> Reader:
         token_types=token_types,
         class_weights=class_weights(stage, data.train),
     )
+
+
+def _two_sides(config: RunConfig, data: Data, policy: Seq2SeqPolicy) -> Reader:
+    """What an encoder-decoder reads, and what it is to write."""
+    stage, shift = config.stage, partial(shifted, policy.lm)
+    if not isinstance(stage, PretrainConfig):
+        return SourceTarget(shift=shift)
+    eos = end_of_text(data.tokenizer)
+    if stage.objective is Objective.prefix_lm:
+        return PrefixLM(seed=config.seed, eos=eos, shift=shift)
+    return SpanCorruption(
+        seed=config.seed,
+        sentinels=_sentinels(config, data.tokenizer),
+        eos=eos,
+        shift=shift,
+        density=stage.mask_probability,
+        mean_span=stage.mean_span_length,
+    )
+
+
+def _sentinels(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Enough for the longest text with the objective span_corruption; none with others."""
+    stage = config.stage
+    if not isinstance(stage, PretrainConfig) or stage.objective is not Objective.span_corruption:
+        return []
+    shares = {"density": stage.mask_probability, "mean_span": stage.mean_span_length}
+    return sentinels_of(tokenizer, config.data.max_length, **shares)
 
 
 def _candidates(config: RunConfig, data: Data) -> Candidates:
@@ -392,7 +445,7 @@ def prompt_ids(config: RunConfig, data: Data) -> list[list[int]]:
     formats = [format.name for format in known.formats] if known is not None else [config.data.format]
     encoding = encoding_of(config, data.tokenizer)
     try:
-        if encoding.template or trained_on_raw_text(config.data, formats):
+        if encoding.template or encoding.task is Task.seq2seq_lm or trained_on_raw_text(config.data, formats):
             return [raw_prompt(text, data.tokenizer, encoding) for text in config.evaluation.prompts]
         chats = [[{"role": "user", "content": text}] for text in config.evaluation.prompts]
         return [chat_prompt(chat, data.tokenizer, encoding) for chat in chats]
@@ -494,6 +547,28 @@ def _results(run_dir: Path) -> dict[str, float]:
         if record["step"] <= end:
             results |= {name: value for name, value in record.items() if name == "loss" or name.startswith("eval/")}
     return results
+
+
+def _measure_gap(
+    config: RunConfig,
+    data: Data,
+    policy: Wrapped,
+    model: nn.Module,
+    accelerator: Accelerator,
+    run_dir: Path,
+    display: Display,
+) -> None:
+    """Of models that answer in one forward pass, where it costs one more evaluation; `tune eval` has it for all."""
+    if not config.stage.task.has_labels or data.train is None or data.validation is None:
+        return
+    sample = drawn(data.train, len(data.validation), config.seed)
+    model.eval()
+    setting = replace(build_setting(config, data, policy, accelerator), validation=sample)
+    found = STAGES[config.stage.name](setting).evaluate(model, lambda done: True)
+    if accelerator.is_main_process:
+        gap = write_gap(run_dir, len(sample), found.metrics, _results(run_dir))
+        if line := as_line(gap):
+            display.note(line)
 
 
 def _write_report(run_dir: Path, display: Display) -> None:

@@ -512,6 +512,16 @@ def test_smoke_file_is_plain_json_lines():
     assert "北京" in text and "😀" in text
 
 
+def test_labels_come_by_their_names():
+    names = datasets.ClassLabel(names=["negative", "positive"])
+    tags = datasets.ClassLabel(names=["O", "B-X"])
+    features = datasets.Features({"label": names, "tags": datasets.List(tags), "text": datasets.Value("string")})
+    columns = {"label": [1, 0, -1], "tags": [[0, 1], [], [1]], "text": ["a", "b", "c"]}
+    datasets.Dataset.from_dict(columns, features=features).save_to_disk("labelled")
+    found = [(row.values["label"], row.values["tags"]) for row in rows("labelled")]
+    assert found == [("positive", ["O", "B-X"]), ("negative", []), (-1, ["B-X"])]
+
+
 def test_a_folder_that_datasets_saved(tmp_path):
     train, dev = datasets.Dataset.from_list(ROWS), datasets.Dataset.from_list(ROWS[:1])
     train.save_to_disk("one")

@@ -7,29 +7,37 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from architectures import model_of
 from tiny import RandomExamples, batching, causal_lm
+from transformers import PreTrainedModel
 from tuners import disturbed
 
 from tests.peft_methods.test_grid import SMALL
 from tunecli.config.model import Attention
 from tunecli.config.peft import PEFT_SCHEMAS, AdaLoraConfig, Ia3Config, LoraConfig, LoraInit, PeftConfig
-from tunecli.config.stage import SFTConfig
+from tunecli.config.stage import Seq2SeqConfig, SFTConfig, Task
 from tunecli.config.train import Optimizer, Scheduler, TrainConfig
 from tunecli.data.feed import Shuffled
+from tunecli.data.reading import SourceTarget, next_tokens
 from tunecli.engine.console import Display
 from tunecli.engine.distributed import make_accelerator
 from tunecli.engine.loop import Progress, Trainer, train
 from tunecli.engine.optim import build_optimizer, build_scheduler
 from tunecli.engine.recorder import Recorder
 from tunecli.engine.signals import StopSignal
+from tunecli.engine.stage import Evaluation
 from tunecli.models.self_test import choose_policy
+from tunecli.models.seq2seq_policy import shifted
 from tunecli.peft_methods.composition import inject, step_hooks
 from tunecli.peft_methods.saving import save_adapters
 from tunecli.peft_methods.token_ids import token_ids
+from tunecli.stages.seq2seq import seq2seq
 from tunecli.stages.setting import Setting
 from tunecli.stages.sft import sft
 from tunecli.stages.supervised import Supervised
@@ -41,32 +49,45 @@ PEFT: dict[str, dict[str, PeftConfig]] = METHODS | {
     "adalora": {"adalora": AdaLoraConfig(init_r=4, target_r=2, deltaT=1, tinit=1, tfinal=1)},
     "together": {"lora": LoraConfig(r=4), "ia3": Ia3Config(), "second": LoraConfig(r=2)},
     "on_top": {"lora": LoraConfig(init_from="one", freeze=True), "second": LoraConfig(r=4)},
+    "t5": {},
+    "bart_lora": {"lora": LoraConfig(r=4)},
 }
+ENCODER_DECODERS = {"t5": "t5", "bart_lora": "bart"}
+"""entries that train an encoder-decoder, in place of a Llama"""
 LENGTHS = [9, 4, 14, 6, 5, 3, 11, 8, 2, 7, 13, 5, 6, 10, 4, 9, 3, 12, 8]  # 19: the last batch of the epoch is short
 STEPS = 5
+
+
+def make_model(peft: str) -> PreTrainedModel:
+    return model_of(ENCODER_DECODERS[peft], "seq2seq") if peft in ENCODER_DECODERS else causal_lm()
 
 
 def make_stage(
     accelerator: Accelerator, packed: bool, rows: int | None, tokens: int | None = None, peft: str = "full"
 ) -> Supervised:
     virtual = [token for ids in token_ids(PEFT[peft], None).values() for token in ids]
+    pairs = peft in ENCODER_DECODERS
+    read = SourceTarget(shift=partial(shifted, make_model(peft))) if pairs else next_tokens
     setting = Setting(
-        config=SFTConfig(),
+        config=Seq2SeqConfig() if pairs else SFTConfig(),
         feed=Shuffled(RandomExamples(LENGTHS, names=["a", "b"], virtual=virtual), seed=3),
         validation=RandomExamples([5, 9, 4, 3, 8], seed=1, virtual=virtual),
-        evaluator=lambda policy, proceed: ({}, []),
-        batching=batching(
-            rows=rows,
-            tokens=tokens,
-            packed=packed,
-            process=accelerator.process_index,
-            of=accelerator.num_processes,
+        evaluator=lambda policy, proceed: Evaluation(),
+        batching=replace(
+            batching(
+                rows=rows,
+                tokens=tokens,
+                packed=packed and not pairs,
+                process=accelerator.process_index,
+                of=accelerator.num_processes,
+            ),
+            read=read,
         ),
         accelerator=accelerator,
         global_batch_size=8,
         num_examples=2 * len(LENGTHS),
     )
-    return sft(setting)
+    return seq2seq(setting) if pairs else sft(setting)
 
 
 def starts(folder: Path, peft: str) -> dict[str, Path]:
@@ -93,7 +114,10 @@ def run_steps(
     config = config or TrainConfig(
         optimizer=Optimizer.sgd, lr_scheduler=Scheduler.constant, learning_rate=0.05, max_grad_norm=0
     )
-    policy = choose_policy(causal_lm(), attention).policy
+    if peft in ENCODER_DECODERS:
+        policy = choose_policy(make_model(peft), Attention.auto, Task.seq2seq_lm).policy
+    else:
+        policy = choose_policy(make_model(peft), attention).policy
     inject(policy.lm, PEFT[peft], seed=0, starts=starts(folder, peft))
     optimizer = build_optimizer(policy, config)
     scheduler = build_scheduler(optimizer, config, num_steps=STEPS, done=0)

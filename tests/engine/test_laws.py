@@ -84,7 +84,7 @@ def test_two_processes_equal_one(tmp_path: Path, whole_batch, peft: str, rows: i
 @pytest.mark.slow
 def test_two_processes_equal_one_for_every_method(tmp_path: Path) -> None:
     """One launch for all of them. DDP refuses what is trained and gets no gradient."""
-    names = [name for name in PEFT if name not in ("full", "lora")]
+    names = [name for name in PEFT if name not in ("full", "lora")]  # encoder-decoders among them
     found = on_two_processes(tmp_path, 2, names)
     for name in names:
         (tmp_path / name).mkdir()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,15 +14,20 @@ from tunecli.config.data import DataConfig
 from tunecli.config.errors import UserError
 from tunecli.config.evaluation import EvaluationConfig
 from tunecli.config.model import Attention, ModelConfig
+from tunecli.config.stage import Task
 from tunecli.data.mixture import build
+from tunecli.data.reading import SourceTarget
 from tunecli.data.tokens import Encoding
 from tunecli.engine.distributed import make_accelerator
+from tunecli.evaluation import texts
 from tunecli.evaluation.answers import answer_all, check_choices, question, right_choices, text_of
 from tunecli.evaluation.evaluator import Abandoned, Evaluator
 from tunecli.models.generate import stop_ids
 from tunecli.models.load import load_model, load_tokenizer
 from tunecli.models.self_test import choose_policy
+from tunecli.models.seq2seq_policy import shifted
 
+CPU = torch.device("cpu")
 MODEL = ModelConfig(path="builtin:tiny_llama")
 
 
@@ -94,10 +101,14 @@ def test_a_trained_model_gets_everything_right(examples, policy, tokenizer) -> N
     """The same examples as their own model: answers are taken from what it says."""
     questions = [question(examples, i) for i in range(3)]
     said = answer_all(policy, tokenizer, questions, 8)
-    found, samples = evaluator(examples, tokenizer, exact_match=3, max_new_tokens=8)(policy, lambda done: True)
-    assert found == {"exact_match": [a == text_of(q.answer, tokenizer) for a, q in zip(said, questions, strict=True)]}
-    assert [sample["answer"] for sample in samples] == said
-    assert [sample["expected"] for sample in samples] == [text_of(q.answer, tokenizer) for q in questions]
+    expected = [text_of(question.answer, tokenizer) for question in questions]
+    asked = {"exact_match": 3, "rouge": 2, "bleu": 3, "chrf": 1, "max_new_tokens": 8}
+    found = evaluator(examples, tokenizer, **asked)(policy, lambda done: True)
+    assert found.right == {"exact_match": [a == right for a, right in zip(said, expected, strict=True)]}
+    assert [sample["answer"] for sample in found.samples] == said
+    assert [sample["expected"] for sample in found.samples] == expected
+    scores = [texts.rouge(said[:2], expected[:2]), texts.bleu(said, expected), texts.chrf(said[:1], expected[:1])]
+    assert found.metrics == {name: value for each in scores for name, value in each.items()}
 
 
 def test_choices_that_answer_nothing_are_refused(examples, tokenizer) -> None:
@@ -108,10 +119,34 @@ def test_choices_that_answer_nothing_are_refused(examples, tokenizer) -> None:
 
 
 def test_prompts_are_answered_without_validation_data(policy, tokenizer) -> None:
-    found, samples = evaluator(None, tokenizer, prompts=["a", "b"], max_new_tokens=3)(policy, lambda done: True)
-    assert found == {} and [sample["prompt"] for sample in samples] == ["a", "b"]
+    found = evaluator(None, tokenizer, prompts=["a", "b"], max_new_tokens=3)(policy, lambda done: True)
+    assert found.right == found.metrics == {} and [sample["prompt"] for sample in found.samples] == ["a", "b"]
 
 
 def test_an_evaluation_can_be_abandoned(examples, policy, tokenizer) -> None:
     with pytest.raises(Abandoned):
         evaluator(examples, tokenizer, choices=["a", "b"])(policy, lambda done: done == 0)
+
+
+def test_the_most_likely_choice_of_an_encoder_decoder_is_that_of_the_stock_model(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("TUNECLI_CACHE", str(tmp_path))
+    model = ModelConfig(path="builtin:tiny_t5")
+    lm, tokenizer = load_model(model, dtype=torch.float32, device=CPU, task=Task.seq2seq_lm), load_tokenizer(model)
+    policy = choose_policy(lm, Attention.auto, Task.seq2seq_lm).policy.eval()
+    encoding = Encoding(task=Task.seq2seq_lm, max_target_length=64)
+    rows, _ = build(DataConfig(path="builtin:smoke_seq2seq"), tokenizer, encoding, show_progress=False)
+    batches = replace(batching(rows=2, packed=False), read=SourceTarget(shift=partial(shifted, lm)))
+    chosen = []
+    for i in range(6):
+        asked = question(rows, i)
+        right = text_of(asked.answer, tokenizer)
+        choices = [right[::-1], right]
+        scores = []
+        for choice in choices:
+            labels = torch.tensor([tokenizer(choice)["input_ids"]])
+            with torch.no_grad():
+                loss = lm(input_ids=torch.tensor([asked.prompt]), labels=labels).loss
+            scores.append(-loss.item() * labels.numel())
+        chosen.append(scores.index(max(scores)) == 1)
+        assert right_choices(policy, tokenizer, [[asked]], choices, batches) == [chosen[-1]]
+    assert len(set(chosen)) == 2

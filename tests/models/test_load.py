@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from architectures import model_of
 
 from tunecli.config.errors import UserError
 from tunecli.config.model import DType, ModelConfig
+from tunecli.config.stage import ProblemType, Task
 from tunecli.models.builtin import materialize
-from tunecli.models.load import load_model, load_tokenizer, resolve_path, weight_dtype
+from tunecli.models.load import Head, load_model, load_tokenizer, resolve_path, task_of, weight_dtype
 
 CPU = torch.device("cpu")
 
@@ -86,3 +88,45 @@ def test_trained_weights_are_fp32_and_frozen_ones_follow() -> None:
     assert weight_dtype(config, torch.bfloat16, frozen=True) is torch.bfloat16
     config = ModelConfig(path="x", dtype=DType.float16)
     assert weight_dtype(config, torch.bfloat16, frozen=True) is torch.float16
+
+
+class TestHeads:
+    """`builtin:tiny_bert` has no head for labels; `saved` has one."""
+
+    def load(self, path: str, labels: list[str], seed: int = 0):
+        head = Head(labels=labels, problem_type=ProblemType.single_label, seed=seed)
+        config = ModelConfig(path=path)
+        task = Task.sequence_classification
+        return load_model(config, dtype=torch.float32, device=torch.device("cpu"), task=task, head=head)
+
+    def test_a_new_head_follows_from_the_seed_and_knows_its_labels(self) -> None:
+        first, second, third = (
+            self.load("builtin:tiny_bert", ["a", "b"], seed).classifier.weight for seed in (1, 1, 2)
+        )
+        assert torch.equal(first, second) and not torch.equal(first, third)
+        model = self.load("builtin:tiny_bert", ["a", "b"])
+        assert model.config.id2label == {0: "a", 1: "b"} and model.config.num_labels == 2
+        assert {"classifier.weight", "classifier.bias"} <= set(model.new_weights)
+
+    def test_a_stored_head_is_kept_for_its_own_labels_alone(self, tmp_path: Path) -> None:
+        model = self.load("builtin:tiny_bert", ["a", "b"], seed=3)
+        model.save_pretrained(tmp_path)
+        same = self.load(str(tmp_path), ["a", "b"])
+        assert torch.equal(same.classifier.weight, model.classifier.weight) and not same.new_weights
+        for labels in (["b", "a"], ["a", "c"], ["a", "b", "c"]):
+            other = self.load(str(tmp_path), labels)
+            assert set(other.new_weights) == {"classifier.weight", "classifier.bias"}
+            assert other.classifier.weight.shape[0] == len(labels)
+            assert not torch.equal(other.classifier.weight[:2], model.classifier.weight)
+            assert torch.equal(other.bert.pooler.dense.weight, model.bert.pooler.dense.weight)
+
+    def test_an_architecture_without_such_a_head_is_refused(self, tmp_path: Path) -> None:
+        model_of("bart", "seq2seq").save_pretrained(tmp_path)
+        with pytest.raises(UserError, match="no TokenClassification model"):
+            load_model(
+                ModelConfig(path=str(tmp_path)), dtype=torch.float32, device=CPU, task=Task.token_classification
+            )
+
+    def test_what_a_stored_model_is_for(self, tmp_path: Path) -> None:
+        model = self.load("builtin:tiny_bert", ["a", "b"])
+        assert task_of(model.config) is Task.sequence_classification

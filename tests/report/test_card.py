@@ -137,3 +137,26 @@ def test_the_published_card_names_the_repository_and_keeps_what_a_person_wrote(t
     assert data.license == "mit" and data.base_model is None
     assert 'tunecli.load("me/x")' in published and str(tmp_path) not in published
     assert "by hand" in published and "## Limits" in published
+
+
+@pytest.mark.parametrize("recipe", ["smoke_classify", "smoke_tag"])
+def test_a_model_with_a_head_is_loaded_and_asked_as_one(tmp_path: Path, recipe: str) -> None:
+    config = compose_run(recipe, []).config
+    results = {"eval/accuracy": 0.75, "eval/f1_macro": 0.5, "eval/f1": 0.5}
+    text = run_card(config, tmp_path, data=DATA, results=results)
+    pipeline, name = {
+        "smoke_classify": ("text-classification", "AutoModelForSequenceClassification"),
+        "smoke_tag": ("token-classification", "AutoModelForTokenClassification"),
+    }[recipe]
+    data = ModelCard(text).data
+    assert data.pipeline_tag == pipeline and {each.task_type for each in data.eval_results} == {pipeline}
+    assert ("accuracy", 0.75) in [(each.metric_type, each.metric_value) for each in data.eval_results]
+    assert "tunecli.load(" in text and "id2label" in text
+    assert "PeftModel" not in text and "CausalLM" not in text and "generate" not in text
+    whole = run_card(compose_run(recipe, ["peft=full"]).config, tmp_path, data=DATA, results={})
+    assert f"{name}.from_pretrained" in whole
+    published = for_hub(text, Result.adapters, "me/x", names=["lora", "head"], license=None, base="you/base")
+    assert 'tunecli.load(snapshot_download("me/x"))' in published and "id2label" in published
+    for each in (text, whole, published):
+        for block in re.findall(r"```python\n(.*?)```", each, re.DOTALL):
+            compile(block, "card", "exec")

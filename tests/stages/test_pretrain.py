@@ -18,6 +18,7 @@ from tunecli.config.model import Attention
 from tunecli.config.stage import Objective, PretrainConfig, Task
 from tunecli.data.batching import microbatches
 from tunecli.data.masking import MaskedTokens
+from tunecli.engine.stage import Evaluation
 from tunecli.models.self_test import choose_policy
 from tunecli.stages import STAGES
 
@@ -36,7 +37,9 @@ def stage(attention: Attention, rows: int, names: list[str] | None = None):
     config = PretrainConfig(objective=Objective.masked_lm)
     examples = RandomExamples(LENGTHS, names=names or ["random"])
     settings = replace(batching(rows=rows, packed=attention is Attention.packed), read=READ)
-    given = replace(setting(config, examples, None), batching=settings, evaluator=lambda policy, proceed: ({}, []))
+    given = replace(
+        setting(config, examples, None), batching=settings, evaluator=lambda policy, proceed: Evaluation()
+    )
     return STAGES["pretrain"](given), examples
 
 

@@ -29,7 +29,7 @@ def stage(num_examples: int = 28, validation: RandomExamples | None = None, glob
         config=SFTConfig(),
         feed=Shuffled(RandomExamples(LENGTHS), seed=3),
         validation=validation,
-        evaluator=lambda policy, proceed: ({}, []),
+        evaluator=lambda policy, proceed: Evaluation(),
         batching=batching(rows=2),
         accelerator=make_accelerator(cpu=True, mixed_precision="no"),
         global_batch_size=global_batch_size,

@@ -45,7 +45,7 @@ def answer(lm: PreTrainedModel, rendering: Rendering, ids: list[int], settings: 
     seed = secrets.randbits(31) if settings.seed is None else settings.seed
     stops = list(dict.fromkeys(stop_ids(lm, rendering.tokenizer.eos_token_id) + rendering.stop_ids))
     room = min(settings.max_new_tokens, _room(lm, ids))
-    text = _Text(rendering, ids if rendering.raw else [], show)
+    text = _Text(rendering, ids if rendering.continues else [], show)
     worker = _Worker(lm, ids, _generation_config(settings, stops, room, rendering.tokenizer), seed)
     ended = "length"
     worker.start()
@@ -174,7 +174,7 @@ def _overlap(text: str, end: str) -> int:
 
 
 def _room(lm: PreTrainedModel, ids: list[int]) -> int:
-    """Tokens that the model can still take after its prompt."""
+    """Tokens that the model can still take after its prompt, or beside it."""
     most = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
     if most is None:
         return 2**31
@@ -183,7 +183,7 @@ def _room(lm: PreTrainedModel, ids: list[int]) -> int:
             f"the conversation has {len(ids):,} tokens, and the model takes {most:,} with the answer",
             fix="/undo takes the last turn back, /reset begins anew",
         )
-    return most - len(ids)
+    return most if lm.config.is_encoder_decoder else most - len(ids)
 
 
 def _generation_config(

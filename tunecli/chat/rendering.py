@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from tunecli.config.data import SystemPolicy, training_sources
 from tunecli.config.errors import UserError
 from tunecli.config.run import RunConfig
+from tunecli.config.stage import Task
 from tunecli.data.examples import Messages, Unusable
 from tunecli.data.prompts import chat_prompt, raw_prompt
 from tunecli.data.templates import ChatTemplate
@@ -38,6 +39,11 @@ class Rendering:
         self.system = encoding.system_prompt if adds else None
         # The system message is part of the conversation here, to be seen and changed.
         self._encoding = replace(encoding, system=SystemPolicy.keep)
+
+    @property
+    def continues(self) -> bool:
+        """Whether an answer goes on with the text of the prompt, else it is a text of its own."""
+        return self.raw and self._encoding.task is not Task.seq2seq_lm
 
     def without_virtual_tokens(self) -> Rendering:
         """The same conversation for a model without them."""

@@ -17,7 +17,7 @@ from tunecli.config.stage import Task
 from tunecli.data.prompts import trained_on_raw_text
 from tunecli.data.tokens import Encoding
 from tunecli.engine.run_names import names_of
-from tunecli.peft_methods.loading import load_base, task_and_head, tokenizer_of
+from tunecli.peft_methods.loading import base_task, load_base, tokenizer_of
 from tunecli.peft_methods.source import Source, find_source
 from tunecli.peft_methods.switching import add_adapter, switch_to
 from tunecli.peft_methods.token_ids import places_in_saved
@@ -174,7 +174,7 @@ def _add(lm: PreTrainedModel, name: str, source: Source, number: int) -> Model:
 
 def _check_answers(source: Source) -> None:
     """Raises UserError for what gives labels instead of answers."""
-    task, _ = task_and_head(source)
+    task = base_task(source)
     if task.has_labels or task is Task.masked_lm:
         gives = "labels" if task.has_labels else "words for gaps"
         what = f"is a model for {task.value.replace('_', ' ')}: it gives {gives}, no answers"
@@ -184,8 +184,9 @@ def _check_answers(source: Source) -> None:
 def rendering_of(source: Source) -> Rendering:
     tokenizer = tokenizer_of(source)
     virtual = places_in_saved(source.adapters, tokenizer)
-    by_template = bool(virtual["template"])
+    task = base_task(source)
+    plain = bool(virtual["template"]) or task is Task.seq2seq_lm
     if source.run is None or source.run_dir is None:
-        return Rendering(tokenizer, Encoding(**virtual), raw=by_template)
-    raw = by_template or trained_on_raw_text(source.run.data, formats_of(source.run, source.run_dir))
+        return Rendering(tokenizer, Encoding(task=task, **virtual), raw=plain)
+    raw = plain or trained_on_raw_text(source.run.data, formats_of(source.run, source.run_dir))
     return Rendering(tokenizer, replace(encoding_of(source.run, tokenizer), **virtual), raw=raw)

@@ -11,7 +11,7 @@ from enum import Enum
 from tunecli.config.paths import GROUPS, option_names, recipe_names
 
 COMPOSING = ("run", "show", "preview", "check")
-OVERRIDING = (*COMPOSING, "resume")
+OVERRIDING = (*COMPOSING, "resume", "eval", "predict")
 
 
 def run(words: list[str]) -> int:

@@ -19,6 +19,7 @@ from tunecli.config.launch import Strategy
 from tunecli.config.nearest import did_you_mean
 from tunecli.config.peft_checks import missing_starts, peft_problems
 from tunecli.config.run import RunConfig
+from tunecli.config.stage import ProblemType, StageConfig, Task, VerbalizeConfig
 from tunecli.config.stage_checks import stage_problems
 from tunecli.config.train import Precision
 
@@ -40,13 +41,29 @@ POSITIVE = (
     "train.max_minutes",
     "train.early_stopping",
     "evaluation.max_new_tokens",
+    "evaluation.num_beams",
     "launch.num_processes",
 )
 NOT_NEGATIVE = (
     *("seed", "train.max_steps", "train.warmup_steps", "train.weight_decay", "train.max_grad_norm"),
-    *("evaluation.exact_match", "evaluation.temperature"),
+    *("evaluation.exact_match", "evaluation.rouge", "evaluation.bleu", "evaluation.chrf", "evaluation.temperature"),
 )
-METRICS = ("eval/loss", "eval/perplexity", "eval/exact_match", "eval/choice_accuracy")
+GENERATED = {
+    "eval/exact_match": "exact_match",
+    **dict.fromkeys(("eval/rouge1", "eval/rouge2", "eval/rougeL"), "rouge"),
+    "eval/bleu": "bleu",
+    "eval/chrf": "chrf",
+}
+"""Metrics of generated answers -> which number of `evaluation` gives them."""
+METRICS = {
+    "text": ("loss", "perplexity", "choice_accuracy", *(name.removeprefix("eval/") for name in GENERATED)),
+    "tags": ("loss", "f1", "precision", "recall", "accuracy"),
+    ProblemType.single_label.value: ("loss", "accuracy", "f1_macro", "mcc", "ece"),
+    ProblemType.multi_label.value: ("loss", "exact_match", "f1_micro", "f1_macro"),
+    ProblemType.regression.value: ("loss", "mse", "pearson", "spearman"),
+}
+"""What an evaluation gives, by what the model does; behind `eval/`, and of several sources each with `/NAME` too."""
+BLEU_TOKENIZERS = ("auto", "13a", "zh", "char", "intl", "none")
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 FRACTION = ("train.adam_beta1", "train.adam_beta2")
 """From 0 up to, but without, 1."""
@@ -127,9 +144,18 @@ def _evaluation(config: RunConfig) -> Iterator[Problem]:
     if config.data.validation is None:
         if train.eval_every is not None and not evaluation.prompts:
             yield Problem("train.eval_every", "is set, but there is no validation data", f"{held_out}; or null")
-        for key, wanted in (("exact_match", evaluation.exact_match > 0), ("choices", bool(evaluation.choices))):
-            if wanted:
+        for key in (*dict.fromkeys(GENERATED.values()), "choices"):
+            if getattr(evaluation, key):
                 yield Problem(f"evaluation.{key}", "is set, but there is no validation data", held_out)
+    if evaluation.num_beams > 1 and not evaluation.generated:
+        fix = "evaluation.rouge=100, say, or evaluation.num_beams=1"
+        yield Problem("evaluation.num_beams", "is set, but no answer to a validation example is generated", fix)
+    if evaluation.bleu_tokenize not in BLEU_TOKENIZERS:
+        fix = f"{did_you_mean(evaluation.bleu_tokenize, BLEU_TOKENIZERS)}one of {', '.join(BLEU_TOKENIZERS)}"
+        yield Problem("evaluation.bleu_tokenize", f"there is no {evaluation.bleu_tokenize!r}", fix)
+    elif evaluation.bleu_tokenize != "auto" and not evaluation.bleu:
+        fix = "evaluation.bleu=100, say, or evaluation.bleu_tokenize=auto"
+        yield Problem("evaluation.bleu_tokenize", "is set, but BLEU is not measured", fix)
     if evaluation.choices and len(set(evaluation.choices)) < max(len(evaluation.choices), 2):
         yield Problem("evaluation.choices", f"are {evaluation.choices}", "two or more different answers")
     if evaluation.temperature and not evaluation.prompts:
@@ -142,13 +168,28 @@ def _evaluation(config: RunConfig) -> Iterator[Problem]:
 
 def _best_metric(config: RunConfig) -> Iterator[Problem]:
     metric, evaluation = config.train.best_metric, config.evaluation
-    given_by = {"eval/exact_match": evaluation.exact_match > 0, "eval/choice_accuracy": bool(evaluation.choices)}
-    if metric not in METRICS and not metric.startswith("eval/loss/"):
-        fix = f"{did_you_mean(metric, METRICS)}one of {', '.join(METRICS)}"
-        yield Problem("train.best_metric", f"{metric!r} is no metric of an evaluation", fix)
+    known = metrics_of(config.stage)
+    chosen = {name: getattr(evaluation, key) > 0 for name, key in GENERATED.items()}
+    chosen["eval/choice_accuracy"] = bool(evaluation.choices)
+    given_by = {} if "eval/accuracy" in known else chosen
+    # Of the sources, whose names are not known here, each has some of the same.
+    if metric not in known and not metric.startswith(tuple(f"{name}/" for name in known)):
+        fix = f"{did_you_mean(metric, known)}one of {', '.join(known)}"
+        what = f"{metric!r} is no metric of an evaluation of stage={config.stage.name}"
+        yield Problem("train.best_metric", what, fix)
     elif not given_by.get(metric, True):
-        fix = "evaluation.exact_match=100" if metric == "eval/exact_match" else "evaluation.choices=[yes,no], say"
+        fix = f"evaluation.{GENERATED[metric]}=100" if metric in GENERATED else "evaluation.choices=[yes,no], say"
         yield Problem("train.best_metric", f"no evaluation gives {metric}", fix)
+
+
+def metrics_of(stage: StageConfig) -> tuple[str, ...]:
+    """The names under which an evaluation of this stage gives what it measures."""
+    kind = "text"
+    if stage.task is Task.token_classification:
+        kind = "tags"
+    elif stage.task is Task.sequence_classification or isinstance(stage, VerbalizeConfig):
+        kind = getattr(stage, "problem_type", ProblemType.single_label).value
+    return tuple(f"eval/{name}" for name in METRICS[kind])
 
 
 def _trackers(names: list[str]) -> Iterator[Problem]:

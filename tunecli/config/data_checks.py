@@ -8,9 +8,10 @@ from pathlib import Path
 from tunecli.config.data import DataConfig, Mixing, Overlong, Side, SystemPolicy, training_sources, validation_share
 from tunecli.config.data_files import exists, has_splits, is_local
 from tunecli.config.errors import Problem
+from tunecli.config.model import Attention
 from tunecli.config.nearest import did_you_mean
 from tunecli.config.run import RunConfig
-from tunecli.config.stage import StageConfig, Task, Turns
+from tunecli.config.stage import Seq2SeqConfig, StageConfig, Task, Turns
 
 FORMATS = {
     "alpaca": ("instruction", "input", "output", "system", "history"),
@@ -21,6 +22,7 @@ FORMATS = {
     "classification": ("text", "label"),
     "pair_classification": ("text", "text_pair", "label"),
     "tagging": ("tokens", "tags"),
+    "seq2seq": ("source", "target"),
     "columns": (),
 }
 """The FORMATS table of `tunecli.data.formats`, which cannot be imported here (a test holds the names equal), with the
@@ -31,6 +33,9 @@ LABELLED = {
     Task.token_classification: ("tagging",),
 }
 """Formats whose rows have labels, by the task that they are for; all others are for causal language models."""
+
+TEXT_TO_TEXT = ("seq2seq", "prompt_completion", "alpaca")
+"""Formats of rows that an encoder-decoder reads; the first is for it alone."""
 
 CHAT_TEMPLATES = ("alpaca", "chatml")
 """Named templates of `data.chat_template`; anything else is a path to a .jinja file."""
@@ -59,6 +64,7 @@ def data_problems(config: RunConfig) -> Iterator[Problem]:
     yield from _validation(data)
     yield from _messages(config)
     yield from _length(data)
+    yield from _text_to_text(config)
     yield from _streaming(config)
 
 
@@ -83,11 +89,13 @@ def _format(key: str, name: str) -> Iterator[Problem]:
 
 def formats_for(task: Task) -> tuple[str, ...]:
     """Formats of rows that a model for `task` can learn from."""
+    if task is Task.seq2seq_lm:
+        return TEXT_TO_TEXT
     if task in LABELLED:
         return LABELLED[task]
     if task is Task.masked_lm:
         return ("text",)
-    labelled = {name for names in LABELLED.values() for name in names}
+    labelled = {"seq2seq", *(name for names in LABELLED.values() for name in names)}
     return tuple(name for name in FORMATS if name not in labelled)
 
 
@@ -181,6 +189,26 @@ def _messages(config: RunConfig) -> Iterator[Problem]:
 def _length(data: DataConfig) -> Iterator[Problem]:
     if data.truncation_side is Side.left and data.overlong is not Overlong.truncate:
         yield _idle("data.truncation_side", f"overlong={data.overlong.value}", "data.overlong=truncate")
+
+
+def _text_to_text(config: RunConfig) -> Iterator[Problem]:
+    """What an encoder-decoder, its sources and its targets have no use for."""
+    data, stage = config.data, config.stage
+    if stage.task is Task.seq2seq_lm and config.model.attention is Attention.packed:
+        fix = "model.attention=auto"
+        yield Problem("model.attention", "is packed, and encoder-decoders read padded rows", fix)
+    if not isinstance(stage, Seq2SeqConfig):
+        return
+    if stage.max_target_length < 2:
+        yield Problem("stage.max_target_length", f"is {stage.max_target_length}", "2 or more")
+    if data.overlong is Overlong.split:
+        fix = "data.overlong=truncate or drop"
+        yield Problem("data.overlong", "is split, and a piece of a source has no target of its own", fix)
+    if data.chat_template is not None:
+        yield _idle("data.chat_template", "stage=seq2seq, which reads plain text", "data.chat_template=null")
+    if data.system in (SystemPolicy.add, SystemPolicy.replace):
+        fix = "data.system=keep; write it into the text with data.columns.source='...{column}'"
+        yield _idle("data.system", "stage=seq2seq, which reads plain text", fix)
 
 
 def _streaming(config: RunConfig) -> Iterator[Problem]:

@@ -42,13 +42,20 @@ def shot_problems(config: RunConfig) -> Iterator[Problem]:
 
 
 def _pretrain(config: RunConfig, stage: PretrainConfig) -> Iterator[Problem]:
-    key, masked = "stage.mask_probability", stage.objective is Objective.masked_lm
+    key = "stage.mask_probability"
+    masked = stage.objective in (Objective.masked_lm, Objective.span_corruption)
     if not 0 < stage.mask_probability < 1:
         yield Problem(key, f"is {stage.mask_probability}", "a number greater than 0 and below 1")
     elif not masked and stage.mask_probability != PretrainConfig().mask_probability:
         fix = f"stage.objective=masked_lm, or {key}={PretrainConfig().mask_probability}"
         yield Problem(key, f"has no meaning for objective={stage.objective.value}", fix)
-    if stage.task is Task.masked_lm:
+    key, usual = "stage.mean_span_length", PretrainConfig().mean_span_length
+    if not stage.mean_span_length >= 1:
+        yield Problem(key, f"is {stage.mean_span_length}", "a number of tokens, 1 or more")
+    elif stage.objective is not Objective.span_corruption and stage.mean_span_length != usual:
+        fix = f"stage.objective=span_corruption, or {key}={usual}"
+        yield Problem(key, f"has no meaning for objective={stage.objective.value}", fix)
+    if stage.task is not Task.causal_lm:
         yield from no_answers(config)
 
 
@@ -88,7 +95,8 @@ def _words(config: RunConfig, stage: VerbalizeConfig) -> Iterator[Problem]:
 
 def no_answers(config: RunConfig) -> Iterator[Problem]:
     """For a stage whose model is not asked to generate."""
-    for name, none in {"exact_match": 0, "choices": [], "prompts": []}.items():
+    nothing: dict[str, object] = {**dict.fromkeys(("exact_match", "rouge", "bleu", "chrf"), 0)}
+    for name, none in (nothing | {"choices": [], "prompts": []}).items():
         if getattr(config.evaluation, name) != none:
             what = f"is for models that generate, and stage={config.stage.name} trains none here"
             yield Problem(f"evaluation.{name}", what, f"evaluation.{name}={none}")

@@ -23,6 +23,7 @@ from tunecli.config.peft import (
 from tunecli.config.peft_facts import FACTS
 from tunecli.config.prompt_checks import prompt_problems
 from tunecli.config.run import RunConfig
+from tunecli.config.stage import Task
 from tunecli.config.train import in_steps
 from tunecli.config.virtual import virtual_ids
 
@@ -133,6 +134,8 @@ def _lora_start(name: str, method: LoraConfig, config: RunConfig) -> Iterator[Pr
             f"eva runs the data before {prompts[0]} is there to read its virtual tokens",
             f"name {name} last, or {key}=default",
         )
+    if start is LoraInit.eva and config.stage.task is Task.seq2seq_lm:
+        yield Problem(key, "eva looks at what decoders read, and this model has an encoder too", f"{key}=default")
     if not start.changes_base:
         return
     if next(iter(config.peft)) != name:

@@ -8,7 +8,7 @@ from tunecli.config.data import training_sources
 from tunecli.config.errors import Problem
 from tunecli.config.peft import PromptInit, PromptTuningConfig, PTuningConfig
 from tunecli.config.run import RunConfig
-from tunecli.config.stage import SFTConfig, Turns, VerbalizeConfig
+from tunecli.config.stage import Seq2SeqConfig, SFTConfig, Turns, VerbalizeConfig
 from tunecli.config.template import Field, Template, Virtual, Words, parse_template
 from tunecli.config.virtual import virtual_ids
 
@@ -33,7 +33,8 @@ def prompt_problems(config: RunConfig) -> Iterator[Problem]:
         return
     for name, template in templates.items():
         yield from _template(f"peft.{name}.template", template, config)
-    yield from _columns_without_template(config, templates)
+    if not isinstance(config.stage, Seq2SeqConfig):
+        yield from _columns_without_template(config, templates)
     yield from _length(config)
 
 
@@ -52,6 +53,9 @@ def _start(key: str, method: PromptTuningConfig) -> Iterator[Problem]:
 
 
 def _template(key: str, template: Template, config: RunConfig) -> Iterator[Problem]:
+    if isinstance(config.stage, Seq2SeqConfig):
+        yield from _for_encoder_decoders(key, template)
+        return
     if isinstance(config.stage, VerbalizeConfig):
         if template.columns or template.has_mask:
             what = "names columns or {mask}, and here stage.templates say what is written"
@@ -82,6 +86,14 @@ def _template(key: str, template: Template, config: RunConfig) -> Iterator[Probl
         yield Problem(
             key, "has something in front of {completion}, which is the last answer of several", "stage.turns=last"
         )
+
+
+def _for_encoder_decoders(key: str, template: Template) -> Iterator[Problem]:
+    """The prompt is what the encoder reads, with everything that stands around it; the completion is the target."""
+    if template.has_mask or template.columns:
+        named = "{mask}" if template.has_mask else ", ".join(f"{{{name}}}" for name in template.columns)
+        fix = '"{v20} {prompt} {completion}"; data.columns.source can write a source from several columns'
+        yield Problem(key, f"has {named}, and an encoder-decoder reads a source and writes a target", fix)
 
 
 def _formats(config: RunConfig) -> set[str]:

@@ -17,6 +17,7 @@ class Task(Enum):
     """What a model is asked for; transformers has a class for each."""
 
     causal_lm = "causal_lm"
+    seq2seq_lm = "seq2seq_lm"
     masked_lm = "masked_lm"
     sequence_classification = "sequence_classification"
     token_classification = "token_classification"
@@ -32,6 +33,8 @@ class Objective(Enum):
 
     causal_lm = "causal_lm"
     masked_lm = "masked_lm"
+    span_corruption = "span_corruption"
+    prefix_lm = "prefix_lm"
 
 
 class LanguageModel(Enum):
@@ -81,13 +84,23 @@ class PretrainConfig(StageConfig):
 
     name: str = "pretrain"
     objective: Objective = Objective.causal_lm
-    """Each token from those before it, or masked ones from those around them (encoders such as BERT)."""
+    """Each token from those before it, or masked ones from those around them (encoders such as BERT). Of
+    encoder-decoders such as T5: spans that are taken out, or the rest of a text from its beginning (`prefix_lm`)."""
     mask_probability: float = 0.15
-    """With `objective: masked_lm`: share of the tokens that are predicted."""
+    """With `objective: masked_lm` and `span_corruption`: share of the tokens that are predicted."""
+    mean_span_length: float = 3.0
+    """With `objective: span_corruption`: tokens of a span, on average."""
 
     @property
     def task(self) -> Task:
+        if self.objective in (Objective.span_corruption, Objective.prefix_lm):
+            return Task.seq2seq_lm
         return Task(self.objective.value)
+
+    @property
+    def reads(self) -> Task:
+        """Plain documents, of which masked language models learn too."""
+        return Task.masked_lm if self.task is Task.seq2seq_lm else self.task
 
     @property
     def train_on_prompt(self) -> bool:
@@ -138,6 +151,19 @@ class TagConfig(HeadConfig):
 
 
 @dataclass(kw_only=True, slots=True)
+class Seq2SeqConfig(StageConfig):
+    """Text to text with an encoder-decoder: cross-entropy on the target."""
+
+    name: str = "seq2seq"
+    max_target_length: int = 256
+    """Longest target in tokens, its end-of-text token included; `data.max_length` is that of the source."""
+
+    @property
+    def task(self) -> Task:
+        return Task.seq2seq_lm
+
+
+@dataclass(kw_only=True, slots=True)
 class VerbalizeConfig(StageConfig):
     """Classification without a new head: the model fills a gap in a sentence with a word for the label."""
 
@@ -169,5 +195,6 @@ STAGE_SCHEMAS: dict[str, type[StageConfig]] = {
     "pretrain": PretrainConfig,
     "classify": ClassifyConfig,
     "tag": TagConfig,
+    "seq2seq": Seq2SeqConfig,
     "verbalize": VerbalizeConfig,
 }

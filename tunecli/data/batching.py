@@ -131,10 +131,10 @@ def collate(
         batching.read(examples[i], examples.names[source], number)
         for i, source, number in zip(indices, sources.tolist(), indices if numbers is None else numbers, strict=True)
     ]
-    lengths = [length for reading in readings for length in reading.lengths]
-    width = max(lengths)
+    outputs = [length for reading in readings for length in reading.outputs]
+    width = max(outputs)
     starts = [0]
-    for length in lengths:
+    for length in outputs:
         starts.append(starts[-1] + (length if batching.packed else width))
     units = torch.tensor([len(reading.weights) for reading in readings])
     weights = torch.cat([reading.weights for reading in readings])
@@ -148,7 +148,7 @@ def collate(
         weights=torch.zeros_like(weights) if filler else weights,
         sources=sources.repeat_interleave(units),
         adapters=adapters.repeat_interleave(sequences) if (adapters >= 0).any() else None,
-        num_tokens=0 if filler else sum(lengths),
+        num_tokens=0 if filler else sum(map(_num_tokens, readings)),
         rows=() if filler else tuple(indices),
     )
 
@@ -198,13 +198,20 @@ def _padded(readings: list[Reading], pad_token_id: int) -> dict[str, Tensor | No
     positions = _positions(readings)
     lengths = [len(sequence) for sequence in positions]
     types = [reading.token_types for reading in readings if reading.token_types is not None]
+    decoder = [reading.decoder_input_ids for reading in readings if reading.decoder_input_ids is not None]
     return {
         "input_ids": pad(torch.cat([reading.input_ids for reading in readings]).split(lengths), pad_token_id),
         "position_ids": pad(positions, 0),
         "cu_seq_lens": None,
         "attention_mask": pad([torch.ones_like(sequence) for sequence in positions], 0),
         "token_type_ids": pad(torch.cat(types).split(lengths), 0) if types else None,
+        "decoder_input_ids": pad(decoder, pad_token_id) if decoder else None,
+        "decoder_attention_mask": pad([torch.ones_like(ids) for ids in decoder], 0) if decoder else None,
     }
+
+
+def _num_tokens(reading: Reading) -> int:
+    return len(reading.input_ids) + (0 if reading.decoder_input_ids is None else len(reading.decoder_input_ids))
 
 
 def _positions(readings: list[Reading]) -> list[Tensor]:

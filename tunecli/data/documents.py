@@ -1,5 +1,5 @@
-"""Plain documents for masked language models: windows of `max_length` tokens that do not overlap, each between the
-tokenizer's special tokens. Documents for causal models need none: see `tunecli.data.tokenize`."""
+"""Plain documents for masked language models and encoder-decoders: windows of `max_length` tokens without overlap,
+each between the tokenizer's special tokens. Documents for causal models need none: see `tunecli.data.tokenize`."""
 
 from __future__ import annotations
 

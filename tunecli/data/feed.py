@@ -194,6 +194,17 @@ def _examples(chunk: Chunk, exclude: np.ndarray) -> Iterator[TokenizedRow]:
         yield arrays, _origin(chunk, int(i)), int(chunk.adapters[i])
 
 
+def window_of(chunk: Chunk, name: str) -> Window:
+    """The examples of a chunk, all of the source `name`."""
+    window = Window([name])
+    for arrays, origin, adapter in _examples(chunk, np.zeros(0, np.int64)):
+        window.examples.append(Encoded.of(*arrays))
+        window.sources.append(0)
+        window.origins.append(origin)
+        window.adapters.append(adapter)
+    return window
+
+
 @dataclass(slots=True)
 class Stream:
     """Rows that are tokenized on the way, from one source or from several in given shares."""

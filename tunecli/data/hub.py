@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tunecli.config.data import SourceConfig
 from tunecli.config.data_files import SUFFIXES
@@ -43,12 +43,29 @@ def saved_fingerprint(folder: Path, source: SourceConfig) -> str:
 
 
 def _rows(name: str, dataset: Dataset | IterableDataset) -> Iterator[Row]:
+    """Labels by their names, where the set has them."""
     number = 0
+    labels = {
+        column: names for column, feature in (dataset.features or {}).items() if (names := _label_names(feature))
+    }
     for batch in dataset.iter(BATCH_ROWS):
-        names = list(batch)
+        columns = list(batch)
         for values in zip(*batch.values(), strict=True):
             number += 1
-            yield Row(name, number, dict(zip(names, values, strict=True)))
+            row = dict(zip(columns, values, strict=True))
+            yield Row(name, number, row | {column: _named(row[column], names) for column, names in labels.items()})
+
+
+def _label_names(feature: Any) -> list[str] | None:
+    """Of a column of labels, or of lists of labels."""
+    return getattr(feature, "names", None) or getattr(getattr(feature, "feature", None), "names", None)
+
+
+def _named(value: Any, names: list[str]) -> Any:
+    """A missing label is a number below 0, which stays as it is."""
+    if isinstance(value, list):
+        return [_named(each, names) for each in value]
+    return names[value] if isinstance(value, int) and 0 <= value < len(names) else value
 
 
 @lru_cache(maxsize=8)

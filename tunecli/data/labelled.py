@@ -144,6 +144,11 @@ def _words(words: tuple[str, ...], text: str, encoder: TextEncoder) -> list[tupl
     return found
 
 
+def words_with_tokens(words: tuple[str, ...], encoder: TextEncoder) -> list[int]:
+    """The numbers of the words that `tagged` finds a token for."""
+    return [number for _, number in _words(words, " ".join(words), encoder)]
+
+
 def _windows(length: int, room: int, options: Encoding) -> list[tuple[int, int, int, int]]:
     """Start and end of each window, and start and end of the tokens whose words count in it."""
     if length <= room or options.overlong is not Overlong.split:

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 from tunecli.config.data import DataConfig, Thinking, training_sources
 from tunecli.config.data_files import is_local
 from tunecli.config.errors import UserError
+from tunecli.config.stage import Task
 from tunecli.data.conversation import with_system, without_thinking
 from tunecli.data.examples import Example, Messages, Unusable
 from tunecli.data.formats import choose_format
 from tunecli.data.rows import Row
 from tunecli.data.source import read_rows
+from tunecli.data.source_target import source_ids
 from tunecli.data.templates import ChatTemplate
 from tunecli.data.text_encoder import TextEncoder
 from tunecli.data.tokens import Encoding
@@ -66,11 +68,14 @@ def chat_prompt(messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBa
 
 
 def raw_prompt(text: str, tokenizer: PreTrainedTokenizerBase, encoding: Encoding) -> list[int]:
-    """Ids of a text that the model is to go on with; in a template, of what it makes of the text.
+    """Ids of a text that the model is to go on with; in a template, of what it makes of the text; of an
+    encoder-decoder, of the source.
 
     Raises Unusable where the template has several columns, which the text does not name.
     """
     encoder = TextEncoder(tokenizer)
+    if encoding.task is Task.seq2seq_lm:
+        return source_ids(text, encoder, encoding)
     if encoding.template:
         return question(text, encoding, encoder)
     return surrounded_prompt(encoder.ids(text, add_special_tokens=True), encoding, encoder)

@@ -47,11 +47,18 @@ class Reading:
     starts: tuple[int, ...] = ()
     """where each sequence after the first begins"""
     answers: Answers | None = None
+    decoder_input_ids: Tensor | None = None
+    """[m] int64: what the decoder of an encoder-decoder reads, whose positions `kept` are then"""
 
     @property
     def lengths(self) -> list[int]:
         """Tokens of each sequence."""
         return [end - start for start, end in pairwise((0, *self.starts, len(self.input_ids)))]
+
+    @property
+    def outputs(self) -> list[int]:
+        """Positions of each sequence that the model has an output for."""
+        return self.lengths if self.decoder_input_ids is None else [len(self.decoder_input_ids)]
 
 
 Reader = Callable[[Encoded, str, int], Reading]
@@ -64,6 +71,32 @@ def next_tokens(example: Encoded, source: str, number: int = 0) -> Reading:
     trained = example.trained[1:]
     targets = example.input_ids[1:][trained]
     return Reading(example.input_ids, trained.nonzero()[:, 0], targets, torch.ones(len(targets)))
+
+
+Shift = Callable[[Tensor], Tensor]
+"""From a target [m] to what the decoder reads when it predicts it [m]: a start token, say, then all but the last."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceTarget:
+    """For an encoder-decoder: each token of the target is predicted from the source and the target before it."""
+
+    shift: Shift
+
+    def __call__(self, example: Encoded, source: str, number: int = 0) -> Reading:
+        (start,) = example.parts
+        return read_and_write(example.input_ids[:start], example.input_ids[start:], self.shift)
+
+
+def read_and_write(source: Tensor, target: Tensor, shift: Shift) -> Reading:
+    """`source` [n] for the encoder, `target` [m] for the decoder."""
+    return Reading(
+        source,
+        kept=torch.arange(len(target)),
+        targets=target,
+        weights=torch.ones(len(target)),
+        decoder_input_ids=shift(target),
+    )
 
 
 class Place(Enum):

@@ -56,6 +56,15 @@ class TextEncoder:
         return whole[:start], whole[start + len(plain) :]
 
     @cached_property
+    def target_ends(self) -> tuple[list[int], list[int]]:
+        """What the tokenizer puts in front of a target text and behind it, and at the end an end-of-text token."""
+        plain, whole = self.ids("a"), self.tokenizer(text_target="a")["input_ids"]
+        start = next(i for i in range(len(whole)) if whole[i : i + len(plain)] == plain)
+        opening, closing = whole[:start], whole[start + len(plain) :]
+        eos = self.tokenizer.eos_token_id
+        return opening, closing if eos is None or eos in closing else [*closing, eos]
+
+    @cached_property
     def pair_ends(self) -> tuple[list[int], list[int], list[int]]:
         """What the tokenizer puts in front of two texts that belong together, between them, and behind them."""
         first, second = self.ids("a"), self.ids("b")

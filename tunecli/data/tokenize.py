@@ -28,6 +28,7 @@ from tunecli.data import conversation
 from tunecli.data.documents import documents
 from tunecli.data.examples import Columns, Example, Labelled, Messages, PromptCompletion, Tagged, Text, Unusable
 from tunecli.data.labelled import labelled, tagged
+from tunecli.data.source_target import plain_pair, source_target
 from tunecli.data.templates import ChatTemplate
 from tunecli.data.text_encoder import Request, TextEncoder
 from tunecli.data.tokens import Encoding, Span, Tokens, fit, window
@@ -108,6 +109,9 @@ def _checked(requests: list[Request]) -> list[Request]:
 
 
 def _encode(example: Example, job: _Job) -> Steps:
+    if job.options.task is Task.seq2seq_lm and isinstance(example, Messages | PromptCompletion):
+        pair = example if isinstance(example, PromptCompletion) else plain_pair(_edited(example, job.options))
+        return (yield from source_target(pair, job.encoder, job.options))
     if isinstance(example, Messages):
         items = yield from _conversation(job.template.prepared(_edited(example, job.options)), job)
     elif isinstance(example, PromptCompletion):
@@ -118,7 +122,7 @@ def _encode(example: Example, job: _Job) -> Steps:
         return (yield from labelled(example, job.encoder, job.options))
     elif isinstance(example, Tagged):
         return (yield from tagged(example, job.encoder, job.options))
-    elif isinstance(example, Text) and job.options.task is Task.masked_lm:
+    elif isinstance(example, Text) and job.options.task in (Task.masked_lm, Task.seq2seq_lm):
         return (yield from documents(example, job.encoder, job.options))
     elif isinstance(example, Columns):
         return [_filled(example, job)]

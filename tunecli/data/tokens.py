@@ -26,6 +26,8 @@ class Encoding:
 
     task: Task = Task.causal_lm
     max_length: int = 2048
+    max_target_length: int = 0
+    """of the target of an encoder-decoder, whose source `max_length` is for"""
     overlong: Overlong = Overlong.truncate
     truncation_side: Side = Side.right
     train_on_prompt: bool = False
@@ -58,7 +60,10 @@ class Encoding:
 
     @property
     def reads(self) -> Task:
-        """The task whose rows are read: those of a classifier, where gaps are filled."""
+        """The task whose rows are read: those of a classifier, where gaps are filled; plain documents, as masked
+        language models read, where every token of an encoder-decoder's rows is learnt."""
+        if self.task is Task.seq2seq_lm and self.train_on_prompt:
+            return Task.masked_lm
         return Task.sequence_classification if self.templates else self.task
 
     def for_adapter(self, name: str) -> Encoding:

@@ -27,7 +27,8 @@ class Batch:
     attention_mask: Tensor | None
     """[rows, width]"""
     kept: Tensor
-    """[trained] index into the flattened [rows * width] positions whose output predicts a target"""
+    """[trained] index into the flattened [rows * width] positions whose output predicts a target; those of the
+    decoder, where there are `decoder_input_ids`"""
     targets: Tensor
     """[trained] what is to be predicted: ids of tokens or labels; float32 where that is a number, or
     [trained, labels] float32 of 0 and 1 where several labels may hold"""
@@ -38,6 +39,10 @@ class Batch:
     """[trained] int64: number of the data source that each comes from. Where there are `candidates`, [questions]."""
     token_type_ids: Tensor | None = None
     """shape of `input_ids`: 1 in the second text of a pair; None: the model does not tell them apart"""
+    decoder_input_ids: Tensor | None = None
+    """[rows, decoder width] what the decoder of an encoder-decoder reads; None: there is no decoder beside"""
+    decoder_attention_mask: Tensor | None = None
+    """the same shape"""
     candidates: Tensor | None = None
     """[trained] int64: which candidate answer each is a token of; None: each stands for itself"""
     questions: Tensor | None = None

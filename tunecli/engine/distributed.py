@@ -10,12 +10,15 @@ from contextlib import contextmanager, nullcontext
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 
 
 def make_accelerator(*, cpu: bool, mixed_precision: str) -> Accelerator:
-    """One per process. `gradient_accumulation_steps` stays 1, else `backward` would divide by it again."""
+    """One at a time in each process; the next may compute in another precision. `gradient_accumulation_steps` stays
+    1, else `backward` would divide by it again."""
+    AcceleratorState._reset_state()
     return Accelerator(
         cpu=cpu,
         mixed_precision=mixed_precision,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 from torch import Tensor, nn
 
 from tunecli.engine.batch import Batch
@@ -49,6 +50,10 @@ class Evaluation:
     """metric -> whether each validation example was answered rightly, for the shares among `metrics`"""
     samples: list[dict[str, str]] = field(default_factory=list)
     """what the model said: prompt, answer and, where there is a right answer, expected; on the main process"""
+    predictions: list[np.ndarray] = field(default_factory=list)
+    """[units, labels] fp32 logits of each validation example, of models that have a head for labels"""
+    losses: np.ndarray | None = None
+    """[examples, 2] float64: summed loss of each validation example, and the units that it is summed over"""
 
 
 class Stage(Protocol):

@@ -23,7 +23,7 @@ from tunecli.data.encoded import Encoded
 from tunecli.data.feed import Window
 from tunecli.evaluation.ensemble import best_choice
 from tunecli.models.generate import generate, stop_ids
-from tunecli.models.policy import Policy
+from tunecli.models.self_test import LanguageModel
 
 LOOKED_AT = 200
 """Examples that tell whether the choices are answers at all."""
@@ -56,9 +56,13 @@ def text_of(tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def answer_all(
-    policy: Policy, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], max_new_tokens: int
+    policy: LanguageModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    max_new_tokens: int,
+    num_beams: int = 1,
 ) -> list[str]:
-    """The most likely answer, token by token, to each question."""
+    """The most likely answer to each question: token by token, or of those that `num_beams` beams found."""
     stops = stop_ids(policy.lm, tokenizer.eos_token_id)
     made = generate(
         policy.lm,
@@ -67,6 +71,7 @@ def answer_all(
         stop_ids=stops,
         pad_token_id=tokenizer.pad_token_id or 0,
         adapters=[question.adapter for question in questions] if questions[0].adapter >= 0 else None,
+        num_beams=num_beams,
     )
     return [text_of(answer, tokenizer) for answer in made]
 
@@ -85,7 +90,7 @@ def check_choices(examples: Examples, tokenizer: PreTrainedTokenizerBase, choice
 
 @torch.no_grad()
 def right_choices(
-    policy: Policy,
+    policy: LanguageModel,
     tokenizer: PreTrainedTokenizerBase,
     groups: Sequence[Sequence[Question]],
     choices: Sequence[str],
@@ -110,7 +115,7 @@ def right_choices(
 
 
 def _choice_scores(
-    policy: Policy,
+    policy: LanguageModel,
     tokenizer: PreTrainedTokenizerBase,
     questions: Sequence[Question],
     choices: Sequence[str],
@@ -130,22 +135,25 @@ def _choice_scores(
 def _candidates(question: Question, choices: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
     """The prompt with each choice and the end of the right answer; the choice's tokens are the trained ones."""
     special = set(tokenizer.all_special_ids)
-    content = len(question.answer)
+    first, content = 0, len(question.answer)
     while content and question.answer[content - 1] in special:
         content -= 1
-    right = tokenizer.decode(question.answer[:content])
+    while first < content and question.answer[first] in special:
+        first += 1
+    opening, end = question.answer[:first], question.answer[content:]
+    right = tokenizer.decode(question.answer[first:content])
     space = right[: len(right) - len(right.lstrip())]
     found = []
     for choice in choices:
-        ids = tokenizer(space + choice, add_special_tokens=False)["input_ids"] + question.answer[content:]
+        ids = [*opening, *tokenizer(space + choice, add_special_tokens=False)["input_ids"], *end]
         if choice == text_of(question.answer, tokenizer):
             ids = question.answer  # as it was trained, should the tokenizer join it otherwise
         start, whole = len(question.prompt), [*question.prompt, *ids]
-        found.append(Encoded.of(np.array(whole), np.array([start, len(whole)])))
+        found.append(Encoded.of(np.array(whole), np.array([start, len(whole)]), parts=(start,)))
     return found
 
 
-def _log_likelihoods(policy: Policy, examples: Window, batching: Batching) -> Tensor:
+def _log_likelihoods(policy: LanguageModel, examples: Window, batching: Batching) -> Tensor:
     """[examples] fp32: log-probability of the trained tokens of each."""
     scores = torch.zeros(len(examples))
     device = next(policy.parameters()).device

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from accelerate import Accelerator
@@ -12,15 +12,17 @@ from transformers import PreTrainedTokenizerBase
 
 from tunecli.config.evaluation import EvaluationConfig
 from tunecli.data.batching import Batching, Examples
+from tunecli.engine.stage import Evaluation
+from tunecli.evaluation import texts
 from tunecli.evaluation.answers import Question, answer_all, question, right_choices, text_of
 from tunecli.evaluation.ensemble import most_votes, same_questions
 from tunecli.models.generate import generate, stop_ids
-from tunecli.models.policy import Policy
+from tunecli.models.self_test import LanguageModel
 
 TOGETHER = 32
 """Questions that each rank answers between two looks at whether to go on."""
 SHOWN = 5
-"""Answered validation questions that are kept as samples."""
+"""Answered validation questions that are kept as samples while a model is trained."""
 
 Sample = dict[str, str]
 """`prompt`, `answer` and, where there is a right answer, `expected`."""
@@ -39,50 +41,63 @@ class Evaluator:
     """token ids of `config.prompts`, as the model is asked"""
     batching: Batching
     accelerator: Accelerator
-    _samples: dict[int, Sample] = field(default_factory=dict)
+    shown: int = SHOWN
+    """answered validation questions that are kept as samples"""
 
-    def __call__(
-        self, policy: Policy, proceed: Callable[[float], bool]
-    ) -> tuple[dict[str, list[bool]], list[Sample]]:
-        """Metric -> whether each validation example is right, and samples, which only the main process has in full.
+    def __call__(self, policy: LanguageModel, proceed: Callable[[float], bool]) -> Evaluation:
+        """Metrics of generated texts, whether each validation example is right, and samples.
 
         Raises:
             Abandoned: `proceed`, which is told the share done and asked by all ranks together, said no.
         """
-        self._samples = {}
+        config = self.config
+        metrics: dict[str, float] = {}
         right: dict[str, list[bool]] = {}
+        samples: list[Sample] = []
         groups = same_questions(self.validation) if self.validation is not None else []
-        if groups and self.config.exact_match:
-            some = groups[: self.config.exact_match]
-            right["exact_match"] = self._judged(some, proceed, lambda chunk: self._matches(policy, some, chunk))
-        if groups and self.config.choices:
-            right["choice_accuracy"] = self._judged(
-                groups, proceed, lambda chunk: self._choices(policy, groups, chunk)
-            )
-        return right, [*self._gathered_samples(), *self._answered_prompts(policy)]
+        if some := groups[: config.generated]:
+            answers = self._answered(policy, some, proceed)
+            expected = [text_of(self._questions(some, [i])[0][0].answer, self.tokenizer) for i in range(len(some))]
+            metrics = _text_metrics(config, answers, expected)
+            if number := config.exact_match:
+                pairs = zip(answers[:number], expected[:number], strict=True)
+                right["exact_match"] = [answer == wanted for answer, wanted in pairs]
+            samples = self._shown(some, answers, expected)
+        if groups and config.choices:
+            right["choice_accuracy"] = self._right_choices(policy, groups, proceed)
+        return Evaluation(metrics, right, [*samples, *self._answered_prompts(policy)])
 
-    def _gathered_samples(self) -> list[Sample]:
-        samples = list(self._samples.items())
+    def _answered(
+        self, policy: LanguageModel, groups: Sequence[Sequence[int]], proceed: Callable[[float], bool]
+    ) -> list[str]:
+        """The answer to each question, on every rank."""
+        said: dict[int, str] = {}
+        for chunk in self._chunks(groups, proceed):
+            asked = self._questions(groups, chunk)
+            flat = iter(self._answers(policy, [each for group in asked for each in group]))
+            for i, group in zip(chunk, asked, strict=True):
+                said[i] = most_votes([next(flat) for _ in group])
         if self.accelerator.num_processes > 1:
-            samples = gather_object(samples)
-        return [sample for _, sample in sorted(samples, key=lambda item: item[0])]
+            said = dict(gather_object(list(said.items())))
+        return [said[i] for i in range(len(groups))]
 
-    def _judged(
-        self,
-        groups: Sequence[Sequence[int]],
-        proceed: Callable[[float], bool],
-        judge: Callable[[list[int]], list[bool]],
+    def _right_choices(
+        self, policy: LanguageModel, groups: Sequence[Sequence[int]], proceed: Callable[[float], bool]
     ) -> list[bool]:
-        """Whether each group of validation examples is answered rightly. Ranks take as many chunks as each other."""
+        """Whether the right answer to each question is the most likely of the choices."""
+        right = torch.zeros(len(groups), device=self.accelerator.device)
+        for chunk in self._chunks(groups, proceed):
+            right[chunk] = torch.tensor(self._choices(policy, groups, chunk), dtype=right.dtype, device=right.device)
+        return self.accelerator.reduce(right, "sum").bool().tolist()
+
+    def _chunks(self, groups: Sequence[Sequence[int]], proceed: Callable[[float], bool]) -> Iterator[list[int]]:
+        """Numbers of the questions that this rank answers between two looks: on each rank as many chunks."""
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
         mine = self._by_length(groups, range(rank, len(groups), ranks))
-        right = torch.zeros(len(groups), device=self.accelerator.device)
         for start in range(0, -(-len(groups) // ranks), TOGETHER):
             if not proceed(start * ranks / len(groups)):
                 raise Abandoned
-            chunk = mine[start : start + TOGETHER]
-            right[chunk] = torch.tensor(judge(chunk), dtype=right.dtype, device=right.device)
-        return self.accelerator.reduce(right, "sum").bool().tolist()
+            yield mine[start : start + TOGETHER]
 
     def _by_length(self, groups: Sequence[Sequence[int]], numbers: Iterable[int]) -> list[int]:
         """Questions of about the same length come together, as shorter ones are padded."""
@@ -90,23 +105,24 @@ class Evaluator:
         lengths = self.validation.lengths
         return sorted(numbers, key=lambda i: (-int(lengths[groups[i][0]]), i))
 
-    def _matches(self, policy: Policy, groups: Sequence[Sequence[int]], chunk: list[int]) -> list[bool]:
-        asked = self._questions(groups, chunk)
-        said = iter(self._answers(policy, [each for group in asked for each in group]))
-        right = []
-        for i, group in zip(chunk, asked, strict=True):
-            answer = most_votes([next(said) for _ in group])
-            expected = text_of(group[0].answer, self.tokenizer)
-            if i < SHOWN:
-                prompt = self._text(group[0].prompt)
-                self._samples[i] = {"prompt": prompt, "answer": answer, "expected": expected}
-            right.append(answer == expected)
-        return right
+    def _shown(
+        self, groups: Sequence[Sequence[int]], answers: Sequence[str], expected: Sequence[str]
+    ) -> list[Sample]:
+        """The first answers."""
+        first = range(min(self.shown, len(groups)))
+        prompts = [self._text(self._questions(groups, [i])[0][0].prompt) for i in first]
+        return [
+            {"prompt": prompt, "answer": answer, "expected": right}
+            for prompt, answer, right in zip(prompts, answers, expected, strict=False)
+        ]
 
-    def _answers(self, policy: Policy, questions: list[Question]) -> list[str]:
-        return answer_all(policy, self.tokenizer, questions, self.config.max_new_tokens) if questions else []
+    def _answers(self, policy: LanguageModel, questions: list[Question]) -> list[str]:
+        if not questions:
+            return []
+        limits = {"max_new_tokens": self.config.max_new_tokens, "num_beams": self.config.num_beams}
+        return answer_all(policy, self.tokenizer, questions, **limits)
 
-    def _choices(self, policy: Policy, groups: Sequence[Sequence[int]], chunk: list[int]) -> list[bool]:
+    def _choices(self, policy: LanguageModel, groups: Sequence[Sequence[int]], chunk: list[int]) -> list[bool]:
         alone = replace(self.batching, num_processes=1, process_index=0)
         asked = self._questions(groups, chunk)
         return right_choices(policy, self.tokenizer, asked, self.config.choices, alone, self.config.combine)
@@ -115,7 +131,7 @@ class Evaluator:
         assert self.validation is not None
         return [[question(self.validation, i) for i in groups[number]] for number in chunk]
 
-    def _answered_prompts(self, policy: Policy) -> list[Sample]:
+    def _answered_prompts(self, policy: LanguageModel) -> list[Sample]:
         if not self.prompts or not self.accelerator.is_main_process:
             return []
         answers = generate(
@@ -133,3 +149,14 @@ class Evaluator:
 
     def _text(self, prompt: list[int]) -> str:
         return self.tokenizer.decode(prompt)
+
+
+def _text_metrics(config: EvaluationConfig, answers: Sequence[str], expected: Sequence[str]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    if number := config.rouge:
+        found |= texts.rouge(answers[:number], expected[:number])
+    if number := config.bleu:
+        found |= texts.bleu(answers[:number], expected[:number], config.bleu_tokenize)
+    if number := config.chrf:
+        found |= texts.chrf(answers[:number], expected[:number])
+    return found

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -43,17 +44,28 @@ def predict(
         for batch in microbatches(examples, order[start : start + TOGETHER], batching):
             batch = batch.to(accelerator.device)
             logits = outputs(model, batch).cpu().numpy()
-            sizes = [_size(batching.read(examples[row], _source(examples, row), row)) for row in batch.rows]
+            sizes = kept_counts(examples, batch, batching)
             found.update(zip(batch.rows, np.split(logits, np.cumsum(sizes)[:-1]), strict=False))
     if accelerator.num_processes > 1:
         found = dict(gather_object(list(found.items())))
     return [found[i] for i in range(len(examples))]
 
 
+def kept_counts(examples: Examples, batch: Batch, batching: Batching) -> np.ndarray:
+    """[rows] int64: how many positions, or candidates, of each row of `batch` count."""
+    sizes = [_size(batching.read(examples[row], _source(examples, row), row)) for row in batch.rows]
+    return np.array(sizes, np.int64)
+
+
 def of_words(logits: np.ndarray, example: Encoded) -> np.ndarray:
     """[words, labels]: the rows of `logits` that belong to the first trained token of each word."""
     lengths = example.spans[:, 1] - example.spans[:, 0]
     return logits[np.cumsum(lengths) - lengths]
+
+
+def whole_texts(examples: Examples, rows: Sequence[int]) -> list[list[int]]:
+    """The windows of each text, which follow each other."""
+    return [list(windows) for _, windows in groupby(rows, key=examples.origin)]
 
 
 def _size(reading: Reading) -> int:

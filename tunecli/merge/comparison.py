@@ -42,11 +42,15 @@ def comparison_sequences(source: Source, tokenizer: PreTrainedTokenizerBase) -> 
 @torch.no_grad()
 def logits(model: torch.nn.Module, sequences: list[Tensor]) -> list[Tensor]:
     """Of each sequence alone, in fp32 arithmetic whatever stores the weights; [tokens, vocabulary], of a classifier
-    [1, labels], on the CPU."""
+    [1, labels], on the CPU. An encoder-decoder reads it on both sides."""
     device = next(model.parameters()).device
+    sides = ["input_ids", "decoder_input_ids"] if model.config.is_encoder_decoder else ["input_ids"]
+    found = []
     with _computing_in_fp32(model):
-        found = [model(input_ids=ids[None].to(device), use_cache=False).logits for ids in sequences]
-        return [each.view(-1, each.shape[-1]).float().cpu() for each in found]
+        for ids in sequences:
+            inputs = dict.fromkeys(sides, ids[None].to(device))
+            found.append(model(**inputs, use_cache=False).logits)
+    return [each.view(-1, each.shape[-1]).float().cpu() for each in found]
 
 
 @contextmanager

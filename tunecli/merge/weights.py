@@ -23,7 +23,7 @@ from tunecli.merge.inputs import Inputs, by_kind, kind_of
 from tunecli.models.load import load_model
 from tunecli.peft_methods.freeze import FreezeLayer
 from tunecli.peft_methods.injection import activate
-from tunecli.peft_methods.loading import device, dtype_of, head_of, load_base, task_and_head
+from tunecli.peft_methods.loading import base_task, device, dtype_of, head_of, load_base
 from tunecli.peft_methods.saving import load_adapter
 from tunecli.peft_methods.source import Source
 
@@ -160,7 +160,7 @@ def _close(found: Tensor, expected: Tensor) -> bool:
 
 def average(source: Source, interpolation: float, sequences: list[Tensor]) -> tuple[PreTrainedModel, Expected]:
     """A full run's model and what it began with, weight by weight in fp32; a head that was new stays as it is."""
-    task, _ = task_and_head(source)
+    task = base_task(source)
     tuned = load_model(source.base, dtype=torch.float32, device=device(), task=task)
     head = head_of(tuned.config) if task.has_labels else None
     start = load_model(source.started_from, dtype=torch.float32, device=device(), task=task, head=head)

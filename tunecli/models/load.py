@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
@@ -27,7 +29,7 @@ from tunecli.config.errors import UserError
 from tunecli.config.model import DType, ModelConfig
 from tunecli.config.stage import ProblemType, Task
 from tunecli.models import builtin
-from tunecli.models.quantization import keep_cpu_weights_unpacked, quantization_config
+from tunecli.models.quantization import HEADS, keep_cpu_weights_unpacked, quantization_config
 
 
 def resolve_path(path: str) -> str:
@@ -86,6 +88,7 @@ def stop_tokens(config: ModelConfig) -> list[int]:
 
 CLASSES = {
     Task.causal_lm: AutoModelForCausalLM,
+    Task.seq2seq_lm: AutoModelForSeq2SeqLM,
     Task.masked_lm: AutoModelForMaskedLM,
     Task.sequence_classification: AutoModelForSequenceClassification,
     Task.token_classification: AutoModelForTokenClassification,
@@ -128,21 +131,22 @@ def load_model(
 
     Args:
         dtype: of the weights that are not quantised; quantised layers compute in it.
-        head: what it is to tell apart; a head that is stored with the model is kept if it has as many labels. None:
-            as stored.
+        head: what it is to tell apart; a head that is stored with the model for these labels is kept. None: as
+            stored.
     """
     quantization = quantization_config(
         config.quantization, double_quantization=config.double_quantization, compute_dtype=dtype
     )
+    source = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     placement = config.device_map or ({"": device} if quantization is not None or device.type != "cpu" else None)
+    stored = None if head is None else _from_pretrained(AutoConfig, resolve_path(config.path), config, **source)
     with torch.random.fork_rng(devices=[]), _quiet_about(head):
         torch.manual_seed(head.seed if head is not None else 0)
         model, found = _from_pretrained(
             CLASSES[task],
             resolve_path(config.path),
             config,
-            revision=config.revision,
-            trust_remote_code=config.trust_remote_code,
+            **source,
             dtype=dtype,
             use_safetensors=True,
             device_map=placement,
@@ -150,12 +154,39 @@ def load_model(
             output_loading_info=True,
             **(head.settings | {"ignore_mismatched_sizes": True} if head is not None else {}),
         )
-    model.new_weights = sorted(found["missing_keys"])  # which no file had
+    new = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
+    if head is not None and not _knows(stored, head):
+        new |= _forget_head(model, head)
+    model.new_weights = sorted(new)  # which no file had, or only for other labels
     model.config.architectures = [type(model).__name__]
     keep_cpu_weights_unpacked(model)
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     return model
+
+
+def _knows(stored: PretrainedConfig, head: Head) -> bool:
+    """Whether a stored head is for these labels in this order; one that names none is taken for any."""
+    names = [stored.id2label.get(number) for number in range(len(head.labels))]
+    unnamed = [f"LABEL_{number}" for number in range(len(head.labels))]
+    return len(stored.id2label) == len(head.labels) and names in (head.labels, unnamed)
+
+
+def _forget_head(model: PreTrainedModel, head: Head) -> set[str]:
+    """Give the layers that score labels their first weights again. Returns the names of what is new."""
+    scorers = {
+        name: module
+        for name, module in model.named_modules()
+        if name.partition(".")[0] in HEADS and getattr(module, "out_features", 0) == len(head.labels)
+    }
+    generator = torch.Generator().manual_seed(head.seed)
+    deviation = getattr(model.config, "initializer_range", 0.02)
+    for module in scorers.values():
+        with torch.no_grad():
+            module.weight.copy_(torch.randn(module.weight.shape, generator=generator) * deviation)
+            if module.bias is not None:
+                module.bias.zero_()
+    return {f"{name}.{key}" for name, module in scorers.items() for key, _ in module.named_parameters()}
 
 
 @contextmanager
@@ -178,7 +209,33 @@ def task_of(config: PretrainedConfig) -> Task:
         "TokenClassification": Task.token_classification,
         "MaskedLM": Task.masked_lm,
     }
-    return next((task for end, task in ends.items() if name.endswith(end)), Task.causal_lm)
+    language_model = Task.seq2seq_lm if config.is_encoder_decoder else Task.causal_lm
+    return next((task for end, task in ends.items() if name.endswith(end)), language_model)
+
+
+def check_kind(config: ModelConfig, task: Task) -> None:
+    """Raises UserError: an encoder-decoder for a stage that trains decoders, or the other way round."""
+    if task not in (Task.causal_lm, Task.seq2seq_lm):
+        return
+    found = _from_pretrained(
+        AutoConfig,
+        resolve_path(config.path),
+        config,
+        revision=config.revision,
+        trust_remote_code=config.trust_remote_code,
+    )
+    if task is Task.seq2seq_lm and not found.is_encoder_decoder:
+        raise UserError(
+            f"{config.path} ({found.model_type}) is no encoder-decoder",
+            where="model.path",
+            fix="stage=sft trains decoders; or a T5, BART or the like",
+        )
+    if task is Task.causal_lm and found.is_encoder_decoder:
+        raise UserError(
+            f"{config.path} ({found.model_type}) is an encoder-decoder",
+            where="model.path",
+            fix="stage=seq2seq trains it; or a model that is a decoder alone",
+        )
 
 
 def weight_dtype(config: ModelConfig, computed_in: torch.dtype, *, frozen: bool) -> torch.dtype:

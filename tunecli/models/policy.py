@@ -51,13 +51,8 @@ class Policy(nn.Module):
         if self.head is Head.logits:
             return self._logprobs_of_logits(batch)[:trained]
         hidden = self.lm.get_decoder()(**model_inputs(batch)).last_hidden_state
-        return self._chunked_logprobs(hidden.flatten(0, 1)[batch.kept], batch.targets)[:trained]
-
-    def _chunked_logprobs(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        head = self.lm.get_output_embeddings()
-        if _plain_and_frozen(head):
-            return frozen_head_logprobs(head.weight, head.bias, hidden, targets)
-        return checkpointed_logprobs(head, hidden, targets)
+        states = hidden.flatten(0, 1)[batch.kept]
+        return head_logprobs(self.lm.get_output_embeddings(), states, batch.targets)[:trained]
 
     def _logprobs_of_logits(self, batch: Batch) -> Tensor:
         """Logits of the columns in which some row has a trained token, then those of the trained tokens."""
@@ -68,6 +63,13 @@ class Policy(nn.Module):
             (batch.kept // width).split(CHUNK), column_index.split(CHUNK), batch.targets.split(CHUNK), strict=True
         )
         return torch.cat([token_logprobs(logits[rows, cols], target) for rows, cols, target in pieces])
+
+
+def head_logprobs(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
+    """[tokens] fp32 log-probabilities of `targets` given `hidden` [tokens, width], in chunks."""
+    if _plain_and_frozen(head):
+        return frozen_head_logprobs(head.weight, head.bias, hidden, targets)
+    return checkpointed_logprobs(head, hidden, targets)
 
 
 def model_inputs(batch: Batch) -> dict[str, Any]:

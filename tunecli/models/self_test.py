@@ -20,9 +20,12 @@ from tunecli.engine.batch import Batch
 from tunecli.models.classifier import Classifier
 from tunecli.models.masked import MaskedLM, heads
 from tunecli.models.policy import Head, Policy, use_packed_attention
+from tunecli.models.seq2seq_policy import Seq2SeqPolicy, shifted
 from tunecli.ops.logprobs import token_logprobs
 
 LENGTHS = (7, 12)
+TARGET_LENGTHS = (5, 9)
+"""Of the targets of encoder-decoders, whose sources have LENGTHS."""
 EXACT = 1e-5
 """A mean difference of log-probabilities below this is rounding, whatever a leak would do."""
 SHARE_OF_LEAK = 0.1
@@ -37,7 +40,8 @@ LOGIT_FIELDS = (
 )
 
 
-Wrapped = Policy | Classifier | MaskedLM
+LanguageModel = Policy | Seq2SeqPolicy
+Wrapped = LanguageModel | Classifier | MaskedLM
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +54,17 @@ class Verdict:
 @torch.no_grad()
 def choose_policy(lm: PreTrainedModel, attention: Attention, task: Task = Task.causal_lm) -> Verdict:
     """Wrap `lm` in what is fastest of all that is exact for it: in a `Classifier` if `task` has labels, in a
-    `MaskedLM` or else in a `Policy`.
+    `Seq2SeqPolicy` if it is for encoder-decoders, in a `MaskedLM` or else in a `Policy`.
 
     Raises:
         UserError: `model.attention=packed` was asked for and is not exact, or no way is.
     """
     training = lm.training
     lm.eval()
+    if task is Task.seq2seq_lm:
+        policy = _seq2seq(lm, attention)
+        lm.train(training)
+        return Verdict(policy, "")
     stock = lm.config._attn_implementation
     ways = _classifiers if task.has_labels else _masked_lms if task is Task.masked_lm else _policies
     alone, batches = _reference(lm, task)
@@ -80,6 +88,69 @@ def choose_policy(lm: PreTrainedModel, attention: Attention, task: Task = Task.c
             fix="this model cannot be trained here; please report it",
         )
     return Verdict(policy, f"padding-free rows are off, batches are padded by length: {failure or 'as asked'}")
+
+
+def _seq2seq(lm: PreTrainedModel, attention: Attention) -> Seq2SeqPolicy:
+    """Raises UserError: padding changes what the model says, or packed rows were asked for."""
+    if attention is Attention.packed:
+        raise UserError("encoder-decoders read padded rows", where="model.attention", fix="model.attention=auto")
+    alone, batch = _source_target_reference(lm)
+    policy = Seq2SeqPolicy(lm, head=Head.logits)
+    found = policy(batch)
+    unmasked = replace(batch, attention_mask=torch.ones_like(batch.input_ids))
+    error, leak = _distance(found, alone), _distance(policy(unmasked), alone)
+    if error > max(EXACT, SHARE_OF_LEAK * leak):
+        raise UserError(
+            f"{type(lm).__name__} gives other outputs in a batch than alone: they differ by {error:.1e}",
+            where="model.path",
+            fix="this model cannot be trained here; please report it",
+        )
+    chunked = Seq2SeqPolicy(lm, head=Head.chunked)
+    try:
+        same = _distance(chunked(batch), found) <= EXACT
+    except (AttributeError, TypeError, ValueError):  # parts that are called in another way than most
+        same = False
+    return chunked if same else policy
+
+
+def _distance(found: Tensor, expected: Tensor) -> float:
+    return (found - expected).abs().mean().item()
+
+
+def _source_target_reference(lm: PreTrainedModel) -> tuple[Tensor, Batch]:
+    """The log-probabilities of two random targets, each given its source alone through the stock model; and all of
+    it as one padded batch."""
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = lm.get_input_embeddings().weight.shape[0]
+
+    def of_lengths(lengths: tuple[int, ...]) -> list[Tensor]:
+        found = [torch.randint(vocabulary, (length,), generator=generator) for length in lengths]
+        return [_with_end(ids, lm.config).to(lm.device) for ids in found]
+
+    sources, targets = of_lengths(LENGTHS), of_lengths(TARGET_LENGTHS)
+    read = [shifted(lm, target) for target in targets]
+    alone = []
+    for source, target, ids in zip(sources, targets, read, strict=True):
+        logits = lm(input_ids=source[None], decoder_input_ids=ids[None], use_cache=False).logits[0]
+        alone.append(token_logprobs(logits, target))
+    pad = torch.nn.utils.rnn.pad_sequence
+    width = max(TARGET_LENGTHS)
+    kept = torch.cat([row * width + torch.arange(length) for row, length in enumerate(TARGET_LENGTHS)])
+    batch = Batch(
+        input_ids=pad(sources, batch_first=True),
+        position_ids=torch.arange(max(LENGTHS)).expand(2, -1),
+        cu_seq_lens=None,
+        attention_mask=pad([torch.ones_like(ids) for ids in sources], batch_first=True),
+        kept=kept,
+        targets=torch.cat(targets),
+        weights=torch.ones(len(kept)),
+        sources=torch.zeros(len(kept), dtype=torch.int64),
+        decoder_input_ids=pad(read, batch_first=True),
+        decoder_attention_mask=pad([torch.ones_like(ids) for ids in read], batch_first=True),
+        num_tokens=sum(LENGTHS) + sum(TARGET_LENGTHS),
+        rows=(0, 1),
+    )
+    return torch.cat(alone), batch.to(lm.device)
 
 
 def _policies(lm: PreTrainedModel, task: Task, *, packed: bool) -> Iterator[Policy]:

@@ -44,27 +44,40 @@ def require_one(source: Source) -> None:
 
 def load_base(source: Source) -> PreTrainedModel:
     """Without the adapters, in eval mode."""
-    task, head = task_and_head(source)
+    config = stored_config(source)
+    task = base_task(source)
+    stored_with_adapters = config is not None and _config_of_adapters(source) is not None
+    head = head_of(config) if stored_with_adapters and config is not None and task.has_labels else None
     return load_model(source.base, dtype=dtype_of(source), device=device(), task=task, head=head).eval()
 
 
-def task_and_head(source: Source) -> tuple[Task, Head | None]:
-    """What the model is for, and the labels of a head that is stored with the adapters."""
-    saved = source.tokenizer if source.adapters and source.tokenizer is not None else None
-    if saved is None or not (saved / "config.json").is_file():
-        if source.run is not None and source.adapters:
-            return source.run.stage.task, None
-        config = _stored_config(source.base)
-        return (Task.causal_lm if config is None else task_of(config)), None
-    config = AutoConfig.from_pretrained(saved)
-    return task_of(config), head_of(config)
+def base_task(source: Source) -> Task:
+    """What the model is for."""
+    if source.run is not None and source.adapters and _config_of_adapters(source) is None:
+        return source.run.stage.task
+    config = stored_config(source)
+    return Task.causal_lm if config is None else task_of(config)
+
+
+def stored_config(source: Source) -> PretrainedConfig | None:
+    """Of the model with its head, which may be stored with the adapters; None for a model that cannot be had."""
+    saved = _config_of_adapters(source)
+    return AutoConfig.from_pretrained(saved) if saved is not None else _stored_config(source.base)
 
 
 def head_of(config: PretrainedConfig) -> Head:
-    """The head that a stored configuration describes."""
+    """The head that a stored model has for labels. One label without a word about the problem is a number, as
+    transformers have it."""
     labels = [config.id2label[number] for number in range(len(config.id2label))]
-    problem = (config.problem_type or "single_label").removesuffix("_classification")
+    usual = "single_label" if len(labels) > 1 else "regression"
+    problem = (config.problem_type or usual).removesuffix("_classification")
     return Head(labels=labels, problem_type=ProblemType(problem), seed=0)
+
+
+def _config_of_adapters(source: Source) -> Path | None:
+    """The folder of the adapters, where a model's configuration is stored with them."""
+    saved = source.tokenizer if source.adapters else None
+    return saved if saved is not None and (saved / "config.json").is_file() else None
 
 
 def tokenizer_of(source: Source) -> PreTrainedTokenizerBase:

@@ -7,51 +7,48 @@ metadata are made by `huggingface_hub.ModelCardData`. Its `ModelCard.validate` a
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from enum import Enum
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunecli.config.data import training_sources, validation_share, validation_source
-from tunecli.config.data_files import is_local
+from tunecli.config.data import training_sources
 from tunecli.config.paths import display
-from tunecli.config.run import RunConfig, micro_batch_tokens
+from tunecli.config.run import RunConfig
 from tunecli.engine.text import visible
-from tunecli.report.run_files import json_lines
+from tunecli.report.card_about import LIMITS, about_run, data_summary, limits_of, on_hub, validation_data
+from tunecli.report.card_text import code, escaped, public, table
+from tunecli.report.card_use import GENERATION, UNKNOWN, Result, loadable, pipeline_of, relation, result_kind, usage
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
 
 NAME = "README.md"
-BUILTIN = "builtin:"
 METRICS = {
     "eval/loss": "loss",
     "eval/perplexity": "perplexity",
     "eval/exact_match": "exact_match",
     "eval/choice_accuracy": "accuracy",
+    "eval/rouge1": "rouge1",
+    "eval/rouge2": "rouge2",
+    "eval/rougeL": "rougeL",
+    "eval/bleu": "bleu",
+    "eval/chrf": "chrf",
+    "eval/accuracy": "accuracy",
+    "eval/f1": "f1",
+    "eval/f1_macro": "f1",
+    "eval/f1_micro": "f1",
+    "eval/precision": "precision",
+    "eval/recall": "recall",
+    "eval/mcc": "matthews_correlation",
+    "eval/mse": "mse",
+    "eval/pearson": "pearsonr",
+    "eval/spearman": "spearmanr",
 }
 """Our name -> the Hub's, for the results in the metadata."""
-SOFTWARE = ("tunecli", "torch", "transformers", "peft", "bitsandbytes")
-STAGES = {"sft": "supervised fine-tuning (cross-entropy on the answers)"}
 USE = "How to use"
-UNKNOWN = "PATH/TO/"
-"""Stands before the name of a base model that whoever reads the card has to find."""
-OURS = "import tunecli\n\nmodel, tokenizer = tunecli.load({})"
-CHAT = """\
-chat = [{"role": "user", "content": "Hello"}]
-inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))"""
-
-
-class Result(Enum):
-    adapter = "adapter"
-    adapters = "adapters"
-    """several, in a folder each"""
-    model = "model"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,9 +95,19 @@ def run_card(
     weights = adapters or [tokenizer]
     sections = [
         ("What it is", what),
-        *_about_run(config, run_dir, data, results),
-        (USE, usage(kind, folder, weights=weights, tokenizer=tokenizer, base=_loadable(config.model.path))),
-        ("Limits", _limits(config)),
+        *about_run(config, run_dir, data, results),
+        (
+            USE,
+            usage(
+                kind,
+                folder,
+                weights=weights,
+                tokenizer=tokenizer,
+                base=loadable(config.model.path),
+                pipeline=pipeline_of(config),
+            ),
+        ),
+        ("Limits", limits_of(config)),
     ]
     return _page(metadata(config, kind, results), config.recipe, sections)
 
@@ -130,20 +137,20 @@ def merged_card(config: RunConfig | None, run_dir: Path | None, folder: Path, me
         ("difference to the unmerged model", size),
     ]
     path = display(folder)
-    sections = [("What was merged", _table(("", ""), rows))]
+    sections = [("What was merged", table(("", ""), rows))]
     if config is None or run_dir is None:
         data = ModelCardData(
             base_model=public(merging.base),
             base_model_relation="finetune",
             library_name="transformers",
-            pipeline_tag="text-generation",
+            pipeline_tag=GENERATION,
             tags=["tunecli", "merged"],
         )
         title, limits = folder.name, LIMITS
     else:
-        sections += _about_run(config, run_dir, _data_summary(run_dir), {}, **_whose(merging))
+        sections += about_run(config, run_dir, data_summary(run_dir), {}, **_whose(merging))
         data = metadata(config, Result.model, {}, more_tags=["merged"])
-        title, limits = config.recipe, _limits(config)
+        title, limits = config.recipe, limits_of(config)
     sections += [(USE, usage(Result.model, path, weights=[path], tokenizer=path, base="")), ("Limits", limits)]
     return _page(data, title, [("What it is", what), *sections])
 
@@ -157,14 +164,14 @@ def sum_card(folder: Path, merging: Merging) -> str:
         base_model=base,
         base_model_relation=relation(Result.adapter),
         library_name="peft",
-        pipeline_tag="text-generation",
+        pipeline_tag=GENERATION,
         tags=["tunecli", "lora", "merged"],
     )
     rows = [("base model", code(base)), ("sum of", ", ".join(_merged(merging)))]
     rows.append(("difference to all of them together", f"{merging.difference:.2g} at most, of a logit"))
-    use = usage(Result.adapter, path, weights=[path], tokenizer=path, base=_loadable(merging.base))
+    use = usage(Result.adapter, path, weights=[path], tokenizer=path, base=loadable(merging.base))
     sections = [("What it is", f"One LoRA for {code(base)}, which does what several do together.")]
-    sections += [("What was added up", _table(("", ""), rows)), (USE, use), ("Limits", LIMITS)]
+    sections += [("What was added up", table(("", ""), rows)), (USE, use), ("Limits", LIMITS)]
     return _page(data, folder.name, sections)
 
 
@@ -200,7 +207,7 @@ def bare_card(kind: Result, base: str | None) -> str:
         base_model=public(base) if base else None,
         base_model_relation=relation(kind) if base else None,
         library_name="transformers" if kind is Result.model else "peft",
-        pipeline_tag="text-generation",
+        pipeline_tag=GENERATION,
         tags=["tunecli"],
     )
     what = "A model." if kind is Result.model else f"An adapter for {code(public(base or 'an unknown base'))}."
@@ -226,7 +233,16 @@ def for_hub(
         card.data.base_model_relation = None
     elif getattr(card.data, "base_model_relation", None) is None:
         card.data.base_model_relation = relation(kind)
-    use = usage(kind, repo, weights=[repo], tokenizer=repo, base=base or f"{UNKNOWN}{local}", names=list(names))
+    use = usage(
+        kind,
+        repo,
+        weights=[repo],
+        tokenizer=repo,
+        base=base or f"{UNKNOWN}{local}",
+        names=list(names),
+        pipeline=getattr(card.data, "pipeline_tag", None) or GENERATION,
+        published=True,
+    )
     section = re.compile(rf"^## {USE}\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
     body = section.sub(lambda _: f"## {USE}\n\n{use}\n\n", card.text)
     return f"---\n{card.data.to_yaml()}\n---\n{body}"
@@ -238,12 +254,12 @@ def metadata(
     """What the Hub reads. The licence is left open: that of the base model is not known offline."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    hub_data = [source.path for source in training_sources(config.data) if _on_hub(source.path)]
+    hub_data = [source.path for source in training_sources(config.data) if on_hub(source.path)]
     methods = dict.fromkeys(method.method for method in config.peft.values())
-    name, hub_id = _validation(config)
+    name, hub_id = validation_data(config)
     measured = [
         EvalResult(
-            task_type="text-generation",
+            task_type=pipeline_of(config),
             dataset_type=hub_id or "private",
             dataset_name=visible(name),
             metric_type=METRICS[metric],
@@ -256,261 +272,12 @@ def metadata(
         base_model=public(config.model.path),
         base_model_relation=relation(kind),
         library_name="transformers" if kind is Result.model else "peft",
-        pipeline_tag="text-generation",
+        pipeline_tag=pipeline_of(config),
         datasets=hub_data or None,
         tags=["tunecli", config.stage.name, *methods, *more_tags],
         model_name=config.recipe if measured else None,
         eval_results=measured or None,
     )
-
-
-def usage(
-    kind: Result, path: str, *, weights: Sequence[str], tokenizer: str, base: str, names: Sequence[str] = ()
-) -> str:
-    """Code that loads the result.
-
-    Args:
-        path: what `tunecli.load` takes.
-        weights: what peft or transformers take: the adapters or the model.
-        names: of several adapters in one repository, which then stand in a folder each.
-    """
-    if kind is Result.model:
-        library, theirs = "transformers", _with_transformers(_string(weights[0]), tokenizer)
-    else:
-        arguments = [f"{_string(weights[0])}, subfolder={_string(name)}" for name in names]
-        library, theirs = "peft", _with_peft(arguments or [_string(each) for each in weights], tokenizer, base)
-    # Several adapters are in subfolders, where only peft looks for them.
-    ours = f"{_python(OURS.format(_string(path)))}\n\nor with {library} alone:\n\n" if not names else ""
-    return f"{ours}{_python(theirs)}\n\nand then, where the model has a chat template:\n\n{_python(CHAT)}"
-
-
-def _with_transformers(weights: str, tokenizer: str, before: str = "") -> str:
-    """`weights`: an expression. `before`: lines that it needs."""
-    return (
-        f"from transformers import AutoModelForCausalLM, AutoTokenizer\n\n{before}"
-        f"tokenizer = AutoTokenizer.from_pretrained({_string(tokenizer)})\n"
-        f"model = AutoModelForCausalLM.from_pretrained({weights})"
-    )
-
-
-def _with_peft(adapters: Sequence[str], tokenizer: str, base: str) -> str:
-    """`adapters`: arguments for each of them, in Python."""
-    known = "" if not base.startswith(UNKNOWN) else "  # it was a local folder: put in where you have it"
-    lines = [
-        "from peft import PeftModel",
-        _with_transformers("base", tokenizer, f"base = {_string(base)}{known}\n"),
-        f"model = PeftModel.from_pretrained(model, {adapters[0]})",
-    ]
-    more = [f"adapter_{number}" for number in range(2, len(adapters) + 1)]
-    lines += [
-        f"model.load_adapter({each}, adapter_name={_string(name)})"
-        for each, name in zip(adapters[1:], more, strict=True)
-    ]
-    if more:
-        lines.append(f"model.base_model.set_adapter({json.dumps(['default', *more])})")
-    return "\n".join(lines)
-
-
-def result_kind(config: RunConfig) -> Result:
-    if not config.peft:
-        return Result.model
-    return Result.adapter if len(config.peft) == 1 else Result.adapters
-
-
-def relation(kind: Result) -> str:
-    """How the Hub calls what we made of the base model."""
-    return "finetune" if kind is Result.model else "adapter"
-
-
-def public(path: str) -> str:
-    """A Hub id as it is; of a path on this machine only its last part, since cards are published."""
-    return Path(path).name if path.startswith(("/", "~", "./", "../")) else path
-
-
-def _loadable(path: str) -> str:
-    """What transformers load the base by; for one that is a folder on this machine, a place to fill in."""
-    return UNKNOWN + public(path).removeprefix(BUILTIN) if path.startswith(BUILTIN) or is_local(path) else path
-
-
-def code(text: str) -> str:
-    """`text` as a code span, inside which neither Markdown nor HTML means anything. Also in tables."""
-    line = visible(text.replace("\n", " ")).replace("|", "\\|")
-    fence = "`" * (max((len(run) for run in re.findall("`+", line)), default=0) + 1)
-    return f"{fence} {line} {fence}" if "`" in line else f"{fence}{line}{fence}"
-
-
-def escaped(text: str) -> str:
-    """`text` as plain words of Markdown."""
-    line = visible(text.replace("\n", " ")).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*\[\]|#~$!])|(?<!\w)_|_(?!\w)", lambda match: "\\" + match[0], line)
-
-
-def _about_run(
-    config: RunConfig,
-    run_dir: Path,
-    data: Mapping[str, Any] | None,
-    results: Mapping[str, float],
-    *,
-    made: str = "How it was made",
-    of: str = "",
-) -> list[tuple[str, str]]:
-    """The sections that say how it was trained and what came out. `made`: the first one's title. `of`: whose results
-    these are."""
-    sections = [(made, _table(("", ""), _recipe(config, run_dir, data)))]
-    before, after = _evaluations(run_dir)
-    after = after | dict(results)
-    if after:
-        rows = [(code(name), _number(before.get(name)), _number(value)) for name, value in after.items()]
-        table = _table(("metric", "before training", "after"), rows)
-        note = "`eval/…` is measured on the validation data, `loss` is that of the last logged training step."
-        sections.append((f"Results{of}", f"{table}\n\n{note}"))
-    return sections
-
-
-def _recipe(config: RunConfig, run_dir: Path, data: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    train, model = config.train, config.model
-    environment = _json(run_dir / "environment.json")
-    last = _last_step(run_dir)
-    revision = f", revision {code(model.revision)}" if model.revision else ""
-    quantized = "" if model.quantization.value == "none" else f", in {model.quantization.value}"
-    sources = ", ".join(code(public(source.path)) for source in training_sources(config.data))
-    counts = f"{data['examples']:,} examples, {data['trained_tokens']:,} trained tokens" if data else "streamed"
-    cut = f"{train.micro_batch_size} examples" if train.micro_batch_size else f"{micro_batch_tokens(config)} tokens"
-    steps = last.get("step") or train.max_steps
-    length = f"{steps} steps" if steps else f"{train.num_epochs:g} passes"
-    rows = [
-        ("recipe", code(config.recipe)),
-        ("base model", f"{code(public(model.path))}{revision}{quantized}"),
-        ("stage", STAGES.get(config.stage.name, escaped(config.stage.name))),
-        ("method", "; ".join(_method(name, method) for name, method in config.peft.items()) or "full fine-tuning"),
-        ("training data", f"{sources}: {counts}"),
-    ]
-    if config.data.validation is not None:
-        rows.append(("validation data", code(_validation(config)[0])))
-    if steps:
-        rows.append(("examples seen", _seen(steps * train.global_batch_size, data)))
-    rows += [
-        ("longest example", f"{config.data.max_length} tokens"),
-        ("length", f"{length} of {train.global_batch_size} examples, in micro-batches of up to {cut}"),
-        ("optimizer", f"{train.optimizer.value}, weight decay {train.weight_decay:g}"),
-        ("gradient norm", f"clipped at {train.max_grad_norm:g}" if train.max_grad_norm else "not clipped"),
-        ("learning rate", f"{train.learning_rate:g}, {train.lr_scheduler.value}, warm-up {train.warmup_steps:g}"),
-        ("precision", train.precision.value),
-        ("seed", str(config.seed)),
-    ]
-    if hardware := environment.get("hardware"):
-        rows.append(("hardware", _hardware(hardware, config.launch.num_processes or 1)))
-    if "seconds" in last:
-        minutes, seconds = divmod(round(last["seconds"]), 60)
-        rows.append(("time", f"{minutes} min {seconds} s"))
-    if packages := environment.get("packages"):
-        rows.append(("software", ", ".join(f"{name} {packages[name]}" for name in SOFTWARE if name in packages)))
-    return rows
-
-
-def _seen(number: int, data: Mapping[str, Any] | None) -> str:
-    """How much of the training data the steps went through."""
-    if not data or not data["examples"]:
-        return f"{number:,}"
-    share = number / data["examples"]
-    if share > 1:
-        return f"{number:,} ({share:.3g} passes over them)"
-    return f"{number:,} ({f'{share:.0%}' if share >= 0.01 else f'{share:.2%}'} of them)"
-
-
-STARTING = ("method", "init_from", "freeze")
-
-
-def _method(name: str, method: Any) -> str:
-    values = {field.name: getattr(method, field.name) for field in fields(method) if field.name not in STARTING}
-    if method.init_from is not None:
-        values |= {"init_from": public(method.init_from), "freeze": method.freeze}
-    shown = ", ".join(f"{key} {_setting(value)}" for key, value in values.items())
-    label = method.method if name == method.method else f"{code(name)} ({method.method})"
-    return f"{label}: {shown}" if shown else label
-
-
-def _setting(value: Any) -> str:
-    return code(", ".join(map(str, value))) if isinstance(value, list) else escaped(str(value))
-
-
-def _hardware(hardware: Mapping[str, Any], processes: int) -> str:
-    machine = (
-        ", ".join(gpu["name"] for gpu in hardware.get("gpus", [])) or f"{hardware['cores']} cores, {hardware['cpu']}"
-    )
-    return f"{escaped(machine)}; {processes} process{'es' if processes > 1 else ''}"
-
-
-def _validation(config: RunConfig) -> tuple[str, str | None]:
-    """Name of the validation data, and their Hub id if they are from there."""
-    share, source = validation_share(config.data), validation_source(config.data)
-    if source is not None:
-        return f"{public(source.path)} (split {source.split})", source.path if _on_hub(source.path) else None
-    training = training_sources(config.data)
-    name = ", ".join(public(source.path) for source in training)
-    only = training[0].path if len(training) == 1 and _on_hub(training[0].path) else None
-    return f"{share or 0:g} of the rows of {name}, held out", only
-
-
-LIMITS = (
-    "It knows what its base model knows and repeats its mistakes and biases. Nothing here says how it does on other "
-    "kinds of questions than those it was measured on, or that its answers are true or harmless. The licences of the "
-    "base model and of the data apply to it."
-)
-
-
-def _limits(config: RunConfig) -> str:
-    if config.data.validation is None:
-        return f"{LIMITS} It was trained without validation data."
-    return f"{LIMITS} The results hold for questions like those of the validation data."
-
-
-def _evaluations(run_dir: Path) -> tuple[dict[str, float], dict[str, float]]:
-    """What was measured before the first step, and what last."""
-    lines = [line for line in json_lines(run_dir / "metrics.jsonl") if any(name.startswith("eval/") for name in line)]
-    values = [{name: value for name, value in line.items() if name.startswith("eval/")} for line in lines]
-    before = values[0] if lines and lines[0].get("step") == 0 else {}
-    return before, values[-1] if values else {}
-
-
-def _step(line: Mapping[str, Any]) -> int:
-    return line["step"]
-
-
-def _last_step(run_dir: Path) -> dict[str, Any]:
-    """The last training line of metrics.jsonl."""
-    return max((line for line in json_lines(run_dir / "metrics.jsonl") if "loss" in line), key=_step, default={})
-
-
-def _data_summary(run_dir: Path) -> dict[str, Any] | None:
-    """Counts of the training data; None if they were streamed."""
-    return _json(run_dir / "environment.json").get("data", {}).get("train")
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def _on_hub(path: str) -> bool:
-    return not path.startswith("builtin:") and not is_local(path)
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
-
-
-def _string(text: str) -> str:
-    """A Python literal on one line, without anything invisible."""
-    return json.dumps(text)
-
-
-def _python(text: str) -> str:
-    return f"```python\n{text}\n```"
-
-
-def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    lines = [head, ("---",) * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _page(data: ModelCardData, title: str, sections: Iterable[tuple[str, str]]) -> str:

@@ -15,6 +15,7 @@ from tunecli.report import numbers, results
 from tunecli.report.charts import Chart, draw
 from tunecli.report.difference import compare, labels
 from tunecli.report.gain import NAMES, gains
+from tunecli.report.generalisation import read_gap
 from tunecli.report.html import render, write_page
 from tunecli.report.numbers import in_words
 from tunecli.report.results import Result
@@ -29,6 +30,14 @@ TITLES = {
     "grad_norm": "Gradient norm",
     "tokens_per_second": "Tokens per second",
     "memory_peak_bytes": "Peak memory",
+    "mcc": "Matthews correlation",
+    "ece": "Calibration error",
+    "mse": "Squared error",
+    "pearson": "Pearson correlation",
+    "spearman": "Spearman correlation",
+    "f1": "F1",
+    "f1_macro": "F1, mean over labels",
+    "f1_micro": "F1 over all labels",
 }
 STATES = {
     "finished": "has finished",
@@ -77,6 +86,7 @@ def write_report(run_dir: Path, path: Path | None = None) -> Path:
         numbers=_island(charts),
         results=[(result, numbers.unit_of(result.name)) for result in results.results(run)],
         gains=[(NAMES.get(gain.metric, gain.metric), gain) for gain in gains(run.path)],
+        gap=read_gap(run.path),
         conversations=_conversations(run.samples),
         prompts=PROMPTS,
         data=_data_table(data),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from tunecli.engine.stage import Stage
 from tunecli.stages.classify import classify
 from tunecli.stages.pretrain import pretrain
+from tunecli.stages.seq2seq import seq2seq
 from tunecli.stages.setting import Setting
 from tunecli.stages.sft import sft
 from tunecli.stages.tag import tag
@@ -17,5 +18,6 @@ STAGES: dict[str, Callable[[Setting], Stage]] = {
     "pretrain": pretrain,
     "classify": classify,
     "tag": tag,
+    "seq2seq": seq2seq,
     "verbalize": verbalize,
 }

@@ -5,6 +5,7 @@ or a number (squared error), from the head that transformers put on the model (D
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -44,5 +45,4 @@ def _measured(
         return metrics.single_label(values, targets)
 
     found = measure(setting, problem, scores, model, proceed)
-    counted = {"accuracy": [right[i] for i in range(len(examples))]} if right else {}
-    return Evaluation({f"eval/{name}": value for name, value in found.items()}, counted)
+    return replace(found, right={"accuracy": [right[i] for i in range(len(examples))]} if right else {})

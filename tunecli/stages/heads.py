@@ -13,7 +13,7 @@ from torch import nn
 from tunecli.config.stage import ProblemType
 from tunecli.data.labels import Labels
 from tunecli.engine.batch import Batch
-from tunecli.engine.stage import LossOutput
+from tunecli.engine.stage import Evaluation, LossOutput
 from tunecli.evaluation.predictions import predict
 from tunecli.ops import label_losses
 from tunecli.stages.setting import Setting
@@ -39,7 +39,7 @@ def label_loss(
 
 def measure(
     setting: Setting, problem: ProblemType, scores: Scores, model: nn.Module, proceed: Callable[[float], bool]
-) -> dict[str, float]:
+) -> Evaluation:
     """The loss of the validation examples, and the metrics of each task; of several tasks their means too.
 
     Raises:
@@ -48,28 +48,30 @@ def measure(
     examples, labels = setting.validation, setting.labels
     assert examples is not None and labels is not None
     logits = predict(model, examples, setting.batching, setting.accelerator, proceed)
-    found = {"loss": _mean_loss(setting, problem, logits)}
+    losses = _losses(setting, problem, logits)
+    found = {"loss": float(losses[:, 0].sum() / losses[:, 1].sum())}
     sources = np.asarray(examples.sources)
     several = len(examples.names) > 1
     for number, name in enumerate(examples.names):
         rows, own = np.flatnonzero(sources == number).tolist(), labels.range_of(name)
         values = scores(labels.of(name), rows, [logits[i][:, own.start : own.stop] for i in rows])
         found |= {f"{metric}/{name}" if several else metric: value for metric, value in values.items()}
-    return means_of_tasks(found) | found if several else found
+    found = means_of_tasks(found) | found if several else found
+    return Evaluation({f"eval/{name}": value for name, value in found.items()}, predictions=logits, losses=losses)
 
 
-def _mean_loss(setting: Setting, problem: ProblemType, logits: list[np.ndarray]) -> float:
+def _losses(setting: Setting, problem: ProblemType, logits: list[np.ndarray]) -> np.ndarray:
+    """[examples, 2] float64: summed loss and weight of each."""
     examples, labels = setting.validation, setting.labels
     assert examples is not None and labels is not None
     own = labels.own(examples.names)
-    total = weight = 0.0
+    found = np.zeros((len(logits), 2))
     for i, each in enumerate(logits):
         source = int(examples.sources[i])
         reading = setting.batching.read(examples[i], examples.names[source], i)
         losses = LOSSES[problem](torch.from_numpy(each), reading.targets, own[source].expand(len(each), -1))
-        total += float((losses * reading.weights).sum())
-        weight += float(reading.weights.sum())
-    return total / weight
+        found[i] = float((losses * reading.weights).sum()), float(reading.weights.sum())
+    return found
 
 
 def means_of_tasks(found: dict[str, float]) -> dict[str, float]:

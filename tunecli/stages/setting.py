@@ -17,13 +17,14 @@ from tunecli.stages.supervised import Loss, Measure, Supervised
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
     config: StageConfig
-    feed: Feed
+    feed: Feed | None = None
+    """what training draws its examples from; None: nothing is trained, only measured"""
     validation: Examples | None
     evaluator: Evaluator
     batching: Batching
     accelerator: Accelerator
     global_batch_size: int
-    num_examples: int
+    num_examples: int = 0
     """how many examples training sees in all"""
     labels: Labels | None = None
     """of a model with a head for them"""

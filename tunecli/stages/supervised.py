@@ -25,7 +25,8 @@ no."""
 
 @dataclass(slots=True, kw_only=True)
 class Supervised:
-    feed: Feed
+    feed: Feed | None
+    """None: nothing is trained, only measured"""
     batching: Batching
     accelerator: Accelerator
     global_batch_size: int
@@ -39,6 +40,7 @@ class Supervised:
     """what the examples of the current step are among"""
 
     def steps(self, model: nn.Module) -> Iterator[list[Batch]]:
+        assert self.feed is not None
         while self.seen < self.num_examples:
             count = min(self.global_batch_size, self.num_examples - self.seen)
             self._drawn, indices = self.feed.take(count)
@@ -50,6 +52,7 @@ class Supervised:
         return batch.weights.sum()
 
     def loss(self, model: nn.Module, batch: Batch) -> LossOutput:
+        assert self.feed is not None
         return self.loss_of(model, batch, self.feed.names)
 
     def evaluate(self, model: nn.Module, proceed: Callable[[float], bool]) -> Evaluation:
@@ -63,9 +66,11 @@ class Supervised:
         return [self._drawn.origin(row) for row in batch.rows]
 
     def state_dict(self) -> dict[str, Any]:
+        assert self.feed is not None
         return {"seen": self.seen, "feed": self.feed.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        assert self.feed is not None
         self.seen = state["seen"]
         self.feed.load_state_dict(state["feed"])
 

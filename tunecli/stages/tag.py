@@ -6,16 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from itertools import groupby
 
 import numpy as np
 from torch import nn
 
 from tunecli.config.stage import ProblemType, TagConfig
-from tunecli.data.batching import Examples
 from tunecli.engine.stage import Evaluation
 from tunecli.evaluation import metrics
-from tunecli.evaluation.predictions import of_words
+from tunecli.evaluation.predictions import of_words, whole_texts
 from tunecli.stages.heads import label_loss, measure
 from tunecli.stages.setting import Setting
 from tunecli.stages.supervised import Supervised
@@ -43,10 +41,4 @@ def _measured(setting: Setting, model: nn.Module, proceed: Callable[[float], boo
             [[tag for i in windows for tag in examples[i].labels] for windows in texts],
         )
 
-    found = measure(setting, ProblemType.single_label, scores, model, proceed)
-    return Evaluation({f"eval/{name}": value for name, value in found.items()})
-
-
-def whole_texts(examples: Examples, rows: list[int]) -> list[list[int]]:
-    """The windows of each text, which follow each other."""
-    return [list(windows) for _, windows in groupby(rows, key=examples.origin)]
+    return measure(setting, ProblemType.single_label, scores, model, proceed)

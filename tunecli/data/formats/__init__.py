@@ -14,7 +14,18 @@ from tunecli.config.errors import UserError
 from tunecli.config.nearest import did_you_mean
 from tunecli.config.stage import Task
 from tunecli.data.examples import Example, Unusable
-from tunecli.data.formats import alpaca, custom, labelled, messages, prompt_completion, row, sharegpt, tagging, text
+from tunecli.data.formats import (
+    alpaca,
+    custom,
+    labelled,
+    messages,
+    prompt_completion,
+    row,
+    seq2seq,
+    sharegpt,
+    tagging,
+    text,
+)
 from tunecli.data.formats.columns import mapped, missing, no_column
 from tunecli.data.formats.detect import candidates
 
@@ -27,6 +38,7 @@ FORMATS: dict[str, Callable[[dict[str, Any]], Example]] = {
     "classification": labelled.convert,
     "pair_classification": labelled.convert_pair,
     "tagging": tagging.convert,
+    "seq2seq": seq2seq.convert,
     "columns": row.convert,
 }
 
@@ -105,6 +117,8 @@ def _detected(columns: dict[str, str], first: dict[str, Any], known: Collection[
 
 
 def _how_to_map(known: Collection[str]) -> str:
+    if "seq2seq" in known:
+        return "say which columns hold what: data.columns.source=COLUMN data.columns.target=COLUMN"
     if "alpaca" not in known:
         formats = [" ".join(f"data.columns.{column}=COLUMN" for column in READS[name]) for name in known]
         return f"say which columns hold what: {', or '.join(formats)}"

@@ -24,6 +24,15 @@ TEXT_PAIRS = (
     ("question", "sentence"),
     ("question", "passage"),
 )
+SOURCE_TARGET = (
+    ("source", "target"),
+    ("article", "highlights"),
+    ("document", "summary"),
+    ("dialogue", "summary"),
+    ("text", "summary"),
+    ("input", "target"),
+)
+"""Columns of what is read and what is written."""
 LABELS = ("label", "labels")
 WORDS, TAGS = ("tokens", "words"), ("tags", "ner_tags", "pos_tags", "labels")
 
@@ -39,6 +48,7 @@ def candidates(
     names = {*values, *columns}
     all_found = [
         *_labelled(names),
+        *_text_to_text(names),
         *_all_candidates(names, values.get(columns.get("conversations", "conversations"))),
     ]
     found = [each for each in all_found if each[0] in known]
@@ -80,6 +90,12 @@ def _labelled(known: set[str]) -> Iterator[tuple[str, set[str], dict[str, str]]]
     texts = [name for name in TEXTS if name in known]
     if texts and not pairs:
         yield "classification", {texts[0], label}, _renamed({"text": texts[0], "label": label})
+
+
+def _text_to_text(known: set[str]) -> Iterator[tuple[str, set[str], dict[str, str]]]:
+    pair = next((pair for pair in SOURCE_TARGET if known.issuperset(pair)), None)
+    if pair is not None:
+        yield "seq2seq", set(pair), _renamed({"source": pair[0], "target": pair[1]})
 
 
 def _renamed(columns: dict[str, str]) -> dict[str, str]:

@@ -1,0 +1,97 @@
+"""`tune predict`: the order of the rows, the same answers as an evaluation, and no row lost for another."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from training import trained_run
+
+from tunecli.cli import main
+from tunecli.config.errors import UserError
+from tunecli.scoring import predicting, score
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained_run(tmp_path_factory.mktemp("runs") / "classify", "smoke_classify", "train.learning_rate=3e-3")
+
+
+@pytest.fixture(scope="module")
+def tagger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained_run(tmp_path_factory.mktemp("runs") / "tag", "smoke_tag")
+
+
+@pytest.fixture(scope="module")
+def answering(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    words = ("train.max_steps=2", "evaluation.max_new_tokens=6")
+    return trained_run(tmp_path_factory.mktemp("runs") / "sft", "smoke_sft_lora", *words)
+
+
+def write(file: Path, rows: list[dict]) -> str:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
+
+
+def predicted(run: Path, file: str, *words: str) -> list[dict]:
+    return list(predicting.predict(predicting.plan(str(run), file, words)))
+
+
+def test_texts_are_told_as_in_an_evaluation(classifier: Path, tmp_path: Path) -> None:
+    evaluated = score(str(classifier), gap=False).records
+    file = write(tmp_path / "rows.jsonl", [{"text": record["text"]} for record in evaluated])
+    found = predicted(classifier, file)
+    assert [record["row"] for record in found] == list(range(1, len(evaluated) + 1))
+    for record, other in zip(found, evaluated, strict=True):
+        assert (record["text"], record["predicted"]) == (other["text"], other["predicted"])
+        assert record["probability"] == pytest.approx(other["probability"], abs=1e-5)
+        assert "expected" not in record and "loss" not in record
+
+
+def test_words_are_told_as_in_an_evaluation(tagger: Path, tmp_path: Path) -> None:
+    evaluated = score(str(tagger), gap=False).records
+    file = write(tmp_path / "rows.jsonl", [{"tokens": record["words"]} for record in evaluated])
+    assert [r["predicted"] for r in predicted(tagger, file)] == [r["predicted"] for r in evaluated]
+    texts = write(tmp_path / "texts.jsonl", [{"text": " ".join(record["words"])} for record in evaluated])
+    assert [r["predicted"] for r in predicted(tagger, texts)] == [r["predicted"] for r in evaluated]
+
+
+def test_language_models_answer_as_in_an_evaluation(answering: Path, tmp_path: Path) -> None:
+    evaluated = score(str(answering), ["evaluation.exact_match=5"], gap=False).records[:5]
+    questions = [record["prompt"].split("user\n")[1].split("<|im_end|>")[0] for record in evaluated]
+    chats = [{"messages": [{"role": "user", "content": text}]} for text in questions]
+    found = predicted(answering, write(tmp_path / "chats.jsonl", chats))
+    assert [(r["prompt"], r["predicted"]) for r in found] == [(r["prompt"], r["predicted"]) for r in evaluated]
+    plain = predicted(answering, write(tmp_path / "plain.jsonl", [{"prompt": text} for text in questions]))
+    assert [record["predicted"] for record in plain] == [record["predicted"] for record in found]
+
+
+def test_a_bad_row_loses_no_other(classifier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"text": "a lovely film"}\n{"text": ""}\nnot json\n{"text": "dull", "label": "x"}\n')
+    out = tmp_path / "out.jsonl"
+    assert main(["predict", str(classifier), str(file), "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert "row 2: 2 of 4 rows could not be used" in error and "blank" in error
+    found = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [("predicted" in record, "error" in record) for record in found] == [
+        (True, False),
+        (False, True),
+        (False, True),
+        (True, False),
+    ]
+    file.write_text('{"text": "a lovely film"}\n')
+    assert main(["predict", str(classifier), str(file)]) == 0
+    assert json.loads(capsys.readouterr().out) == found[0]
+
+
+def test_bad_input_is_one_message(classifier: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        predicting.plan(str(classifier), str(tmp_path / "none.jsonl"))
+    with pytest.raises(UserError, match="no format reads these columns"):
+        predicting.plan(str(classifier), write(tmp_path / "rows.jsonl", [{"nothing": 1}]))
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    with pytest.raises(UserError, match="holds no rows"):
+        predicting.plan(str(classifier), str(empty))

@@ -1,0 +1,186 @@
+"""Predictions as lines of predictions.jsonl: where a row stands, what the model read, what it said, how sure it was,
+and, where that is known, what it should have said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from tunecli.data.batching import Examples
+from tunecli.data.encoded import Encoded
+from tunecli.data.examples import Example, Labelled, Tagged
+from tunecli.data.labels import Labels
+from tunecli.evaluation.kinds import Kind
+from tunecli.evaluation.metrics import softmax
+from tunecli.evaluation.predictions import of_words, whole_texts
+
+Record = dict[str, Any]
+Contents = Callable[[str], Example | None]
+"""From file and row to what the row holds; None where it can no longer be read."""
+Words = Callable[[tuple[str, ...]], list[int]]
+"""From the words of a text to the numbers of those that the model has a token for."""
+DIGITS = 6
+"""Of probabilities."""
+
+
+def place(origin: str) -> Record:
+    """`train.jsonl row 17` -> file and row."""
+    file, _, row = origin.rpartition(" row ")
+    return {"file": file, "row": int(row)} if row.isdecimal() else {"file": origin, "row": None}
+
+
+def of_texts(
+    logits: Sequence[np.ndarray],
+    examples: Examples,
+    labels: Labels,
+    kind: Kind,
+    contents: Contents,
+    *,
+    expected: bool = True,
+) -> list[Record]:
+    """One for each text. `expected`: the examples have labels of their own."""
+    records = []
+    for i, each in enumerate(logits):
+        source = examples.names[int(examples.sources[i])]
+        own = labels.range_of(source)
+        said = _said(each[0, own.start : own.stop], labels.of(source), kind)
+        if expected:
+            said = {"expected": _expected(examples[i], kind)} | said
+        records.append(_start(examples, i, source) | _text(contents(examples.origin(i))) | said)
+    return records
+
+
+def of_tags(
+    logits: Sequence[np.ndarray],
+    examples: Examples,
+    labels: Labels,
+    contents: Contents,
+    words: Words,
+    *,
+    expected: bool = True,
+    from_the_left: bool = True,
+) -> tuple[list[Record], list[list[int]]]:
+    """One for each text, whose windows come together; and the examples that each is made of.
+
+    Args:
+        from_the_left: of a text that was cut, the first words were read; else the last.
+    """
+    records = []
+    windows = whole_texts(examples, range(len(examples)))
+    for window in windows:
+        source = examples.names[int(examples.sources[window[0]])]
+        own, names = labels.range_of(source), labels.of(source)
+        probabilities = np.concatenate(
+            [softmax(of_words(logits[i], examples[i])[:, own.start : own.stop]) for i in window]
+        )
+        content = contents(examples.origin(window[0]))
+        given = [tag for i in window for tag in examples[i].labels]
+        text = content.words if isinstance(content, Tagged) else None
+        read = _read(text, len(probabilities), words, from_the_left)
+        size = len(text) if text is not None else len(probabilities)
+        predicted: list[str | None] = [None] * size
+        sure: list[float | None] = [None] * size
+        tags: list[str | None] = list(content.tags) if isinstance(content, Tagged) else [None] * size
+        for at, row, tag in zip(read, probabilities, given, strict=True):
+            predicted[at], sure[at], tags[at] = names[int(row.argmax())], _rounded(row.max()), tag
+        said: Record = {"predicted": predicted, "probability": sure}
+        if expected:
+            said = {"expected": tags} | said
+        start = _start(examples, window[0], source)
+        records.append(start | ({"words": list(text)} if text is not None else {}) | said)
+    return records, windows
+
+
+def of_answers(
+    examples: Examples,
+    groups: Sequence[Sequence[int]],
+    right: dict[str, list[bool]],
+    samples: Sequence[dict[str, str]],
+    prompt_and_answer: Callable[[int], tuple[str, str]],
+) -> list[Record]:
+    """One for each example; what was judged stands with the first example of a question.
+
+    Args:
+        groups: the examples of each question.
+        right: metric -> whether the first questions were answered rightly.
+        samples: what was generated, for the first questions.
+    """
+    records = []
+    for i in range(len(examples)):
+        prompt, answer = prompt_and_answer(i)
+        source = examples.names[int(examples.sources[i])]
+        records.append(_start(examples, i, source) | {"prompt": prompt, "expected": answer})
+    for number, group in enumerate(groups):
+        record = records[group[0]]
+        if number < len(samples):
+            record["predicted"] = samples[number]["answer"]
+        for name, each in right.items():
+            if number < len(each):
+                record[name] = each[number]
+    return records
+
+
+def add_losses(records: Sequence[Record], losses: np.ndarray, windows: Sequence[Sequence[int]] | None = None) -> None:
+    """`losses`: [examples, 2], see `tunecli.engine.stage.Evaluation`. `windows`: the examples of each record."""
+    for number, record in enumerate(records):
+        total, units = losses[list(windows[number])].sum(0) if windows is not None else losses[number]
+        record |= {"loss": float(total), "units": float(units)}
+
+
+def _start(examples: Examples, i: int, source: str) -> Record:
+    return place(examples.origin(i)) | ({"task": source} if len(examples.names) > 1 else {})
+
+
+def _text(content: Example | None) -> Record:
+    if not isinstance(content, Labelled):
+        return {}
+    return {"text": content.text} | ({"text_pair": content.pair} if content.pair is not None else {})
+
+
+def _expected(example: Encoded, kind: Kind) -> Any:
+    if kind is Kind.regression:
+        return float(example.labels[0])
+    return list(example.labels) if kind is Kind.multi_label else example.labels[0]
+
+
+def _said(logits: np.ndarray, names: Sequence[str], kind: Kind) -> Record:
+    """`logits`: [labels]"""
+    if kind is Kind.regression:
+        return {"predicted": float(logits[0])}
+    if kind is Kind.multi_label:
+        sure = 1 / (1 + np.exp(-logits.astype(np.float64)))
+        chosen = [name for name, logit in zip(names, logits, strict=True) if logit > 0]
+        return {"predicted": chosen, "probabilities": _by_name(names, sure)}
+    sure = softmax(logits)
+    best = int(logits.argmax())
+    return {"predicted": names[best], "probability": _rounded(sure[best]), "probabilities": _by_name(names, sure)}
+
+
+def _by_name(names: Sequence[str], values: np.ndarray) -> dict[str, float]:
+    return {name: _rounded(value) for name, value in zip(names, values, strict=True)}
+
+
+def _rounded(value: Any) -> float:
+    return round(float(value), DIGITS)
+
+
+def _read(text: tuple[str, ...] | None, number: int, words: Words, from_the_left: bool) -> list[int]:
+    """Which words of `text` the `number` predictions are for."""
+    if text is None or len(text) == number:
+        return list(range(number))
+    known = words(text)
+    return known[:number] if from_the_left else known[len(known) - number :]
+
+
+def prompt_and_answer(examples: Examples, tokenizer: PreTrainedTokenizerBase) -> Callable[[int], tuple[str, str]]:
+    """The last question of an example as the model sees it, and its right answer."""
+    from tunecli.evaluation.answers import question, text_of
+
+    def texts(index: int) -> tuple[str, str]:
+        asked = question(examples, index)
+        return tokenizer.decode(asked.prompt), text_of(asked.answer, tokenizer)
+
+    return texts

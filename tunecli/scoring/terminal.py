@@ -1,0 +1,122 @@
+"""An evaluation as text in a terminal, a file or a pipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table as Grid
+from rich.text import Text
+
+from tunecli.engine.text import visible
+from tunecli.evaluation.tables import Table
+from tunecli.report.numbers import difference, shown, unit_of
+from tunecli.scoring import Proceed, Scores
+from tunecli.scoring.comparison import Compared, Comparison
+from tunecli.scoring.page import confusions, difference_of, text_of, verdict
+
+SHOWN_CLASSES = 40
+WORDS = {"good": ("green", "better"), "bad": ("red", "worse"), "": ("dim", "may be chance")}
+"""Verdict -> its colour, and what is said."""
+PIPED = 10_000
+"""Columns where there is no terminal."""
+
+
+@contextmanager
+def progress(*, enabled: bool) -> Iterator[Proceed]:
+    """A bar on standard error, where that is a terminal."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(
+        *columns, console=console, transient=True, disable=not (enabled and console.is_terminal)
+    ) as shown_bar:
+        task = shown_bar.add_task("loading", total=1.0)
+
+        def proceed(what: str, done: float) -> bool:
+            shown_bar.update(task, description=what, completed=done)
+            return True
+
+        yield proceed
+
+
+def show(scores: Scores) -> None:
+    console = _console()
+    about = f"{scores.subject} on {scores.data['name']}: {scores.data['examples']:,} examples"
+    console.print(Text(visible(about), style="bold"))
+    console.print(_metrics(scores))
+    for table in scores.tables:
+        _show_table(console, table)
+    for note in scores.notes:
+        console.print(Text(visible(note), style="yellow"))
+
+
+def show_comparison(comparison: Comparison) -> None:
+    console = _console()
+    console.print(Text(visible(f"on {comparison.data}: {comparison.examples:,} examples"), style="bold"))
+    table = grid(["", *(visible(each.name) for each in comparison.runs)])
+    for name in comparison.metrics:
+        table.add_row(Text(visible(name)), *(text_of(name, each.metrics[name]) for each in comparison.runs))
+    console.print(table)
+    for each in comparison.runs[1:]:
+        _show_differences(console, comparison.runs[0].name, each)
+    for note in comparison.notes:
+        console.print(Text(visible(note), style="yellow"))
+
+
+def _show_differences(console: Console, first: str, each: Compared) -> None:
+    console.print()
+    table = grid([visible(f"{each.name} against {first}"), "difference", "95% interval", "p", ""])
+    for name, found in each.differences.items():
+        value, interval = difference_of(name, found)
+        style, said = WORDS[verdict(name, found)]
+        table.add_row(Text(visible(name)), Text(value, style), interval, f"{found.p:.3g}", Text(said, style))
+    console.print(table)
+    if each.mcnemar is not None:
+        test = each.mcnemar
+        said = f"McNemar: {test.only_this:,} rows right only here, {test.only_first:,} only there, p = {test.p:.3g}"
+        console.print(Text(said, style="dim"))
+
+
+def grid(columns: Sequence[str]) -> Grid:
+    """The first column to the left, the others to the right."""
+    found = Grid(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for i, name in enumerate(columns):
+        found.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
+    return found
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = PIPED
+    return console
+
+
+def _metrics(scores: Scores) -> Grid:
+    with_gap = scores.gap is not None
+    found = grid(["", "value [95% interval]", *(["training rows", "gap"] if with_gap else [])])
+    for name, metric in scores.metrics.items():
+        cells = [name, text_of(name, metric)]
+        if scores.gap is not None and name in scores.gap.difference:
+            unit = unit_of(name.partition("/")[0])
+            cells += [shown(scores.gap.train[name], unit), difference(scores.gap.difference[name], unit)]
+        found.add_row(*[Text(visible(cell)) for cell in cells])
+    return found
+
+
+def _show_table(console: Console, table: Table) -> None:
+    if not table.classes:
+        return
+    found = grid([table.task or "label", "precision", "recall", "F1", "support"])
+    for each in table.classes[:SHOWN_CLASSES]:
+        numbers = [f"{value:.3f}" for value in (each.precision, each.recall, each.f1)]
+        found.add_row(Text(visible(each.label)), *numbers, f"{each.support:,}")
+    console.print()
+    console.print(found)
+    if len(table.classes) > SHOWN_CLASSES:
+        console.print(Text(f"and {len(table.classes) - SHOWN_CLASSES} more", style="dim"))
+    if mistakes := confusions(table.confusion, 3):
+        said = "; ".join(f"{expected} as {predicted} ({count:,})" for expected, predicted, count in mistakes)
+        console.print(Text(visible(f"most often mistaken: {said}"), style="dim"))
