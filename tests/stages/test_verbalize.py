@@ -158,8 +158,10 @@ def test_what_is_measured_is_what_the_scores_say(task: Task) -> None:
     right = (table.mean(1).argmax(1) == targets).tolist()
     assert evaluation.right == {"accuracy": right}
     assert evaluation.metrics["eval/accuracy"] == np.mean(right)
+    assert_close(torch.from_numpy(np.concatenate(evaluation.predictions)), table.mean(1), atol=1e-4, rtol=1e-4)
     losses = -table.log_softmax(-1)[torch.arange(len(TEXTS)), :, targets]
     assert evaluation.metrics["eval/loss"] == pytest.approx(losses.mean().item(), abs=1e-4)
+    assert_close(torch.from_numpy(evaluation.losses[:, 0]).float(), losses.sum(1), atol=1e-3, rtol=1e-4)
     assert {"eval/f1_macro", "eval/mcc", "eval/ece"} <= set(evaluation.metrics)
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from tunecli.config.evaluation import Combine
 from tunecli.config.stage import VerbalizeConfig
 from tunecli.data.batching import Examples
+from tunecli.data.labels import Labels
 from tunecli.engine.batch import Batch
 from tunecli.engine.stage import Evaluation, LossOutput
 from tunecli.evaluation import metrics
@@ -58,13 +59,35 @@ def _measured(setting: Setting, model: nn.Module, proceed: Callable[[float], boo
     names = [labels.of(examples.names[int(source)]) for source in examples.sources]
     tables = [torch.from_numpy(each).view(-1, len(own)) for each, own in zip(found, names, strict=True)]
     targets = [own.index(examples[i].labels[0]) for i, own in enumerate(names)]
-    losses = [F.cross_entropy(table, torch.full((len(table),), t)) for table, t in zip(tables, targets, strict=True)]
+    losses = np.array([_loss_of(table, target) for table, target in zip(tables, targets, strict=True)])
     groups = same_questions(examples)
     combine = setting.evaluator.config.combine
     logits = [combined(torch.cat([tables[i] for i in group]), combine) for group in groups]
     right = [int(each.argmax()) == targets[group[0]] for each, group in zip(logits, groups, strict=True)]
-    values = {"loss": float(torch.stack(losses).mean())} | _by_task(examples, groups, logits, targets)
-    return Evaluation({f"eval/{name}": value for name, value in values.items()}, {"accuracy": right})
+    values = {"loss": float(losses[:, 0].sum() / losses[:, 1].sum())} | _by_task(examples, groups, logits, targets)
+    return Evaluation(
+        {f"eval/{name}": value for name, value in values.items()},
+        {"accuracy": right},
+        predictions=_predictions(examples, labels, groups, logits),
+        losses=losses,
+    )
+
+
+def _loss_of(table: Tensor, target: int) -> tuple[float, float]:
+    """Summed over the questions about an example, whose scores are `table`; and their number."""
+    return float(F.cross_entropy(table, torch.full((len(table),), target), reduction="sum")), float(len(table))
+
+
+def _predictions(
+    examples: Examples, labels: Labels, groups: list[list[int]], logits: list[np.ndarray]
+) -> list[np.ndarray]:
+    """[1, labels of all tasks] for each example, as a classifier gives them."""
+    found = np.full((len(examples), 1, len(labels.names)), -np.inf, np.float32)
+    for group, each in zip(groups, logits, strict=True):
+        for i in group:
+            own = labels.range_of(examples.names[int(examples.sources[i])])
+            found[i, 0, own.start : own.stop] = each
+    return list(found)
 
 
 def _by_task(
