@@ -90,7 +90,7 @@ def run_labels(
         _check_number(task, names)
     for examples in (train, validation):
         if examples is not None:
-            _check_rows(labels, examples)
+            check_rows(labels, examples)
     for label in getattr(stage, "class_weights", ()):
         if label not in labels.names:
             fix = f"{did_you_mean(label, labels.names)}labels: {', '.join(labels.names[:20])}"
@@ -124,7 +124,7 @@ def ordered(labels: Iterable[str]) -> list[str]:
     return sorted(names, key=int) if all(map(_is_whole_number, names)) else sorted(names)
 
 
-def _check_rows(labels: Labels, examples: Mixture) -> None:
+def check_rows(labels: Labels, examples: Mixture) -> None:
     """Raises UserError if an example has a label that is not among `labels`."""
     for source, counts in examples.label_counts.items():
         if len(labels.by_task) > 1 and source not in labels.by_task and UNNAMED not in labels.by_task:

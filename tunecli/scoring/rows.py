@@ -10,7 +10,7 @@ from tunecli.config.errors import UserError
 from tunecli.config.scored import Scored
 from tunecli.data.examples import Example, Unusable
 from tunecli.data.formats import Format
-from tunecli.data.labels import check_labels
+from tunecli.data.labels import check_rows
 from tunecli.data.mixture import Mixture, build
 from tunecli.data.rows import Row
 from tunecli.data.source import read_rows
@@ -61,7 +61,7 @@ def _own_training(subject: Subject, show_progress: bool) -> Mixture | None:
 def _check(subject: Subject, chosen: Scored, examples: Mixture) -> None:
     if subject.labels is not None and not is_regression(subject.config.stage):
         try:
-            check_labels(subject.labels, examples)
+            check_rows(subject.labels, examples)
         except UserError as error:
             known = ", ".join(subject.labels.names[:20])
             fix = f"the model knows {known}: mend the row, or name another column: data.columns.label=COLUMN"
