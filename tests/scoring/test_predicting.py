@@ -10,7 +10,11 @@ from training import trained_run
 
 from tunecli.cli import main
 from tunecli.config.errors import UserError
+from tunecli.data.labels import Labels
+from tunecli.evaluation.kinds import Kind
 from tunecli.scoring import predicting, score
+from tunecli.scoring.subject import labels_of
+from tunecli.scoring.unlabelled import ANSWER, completed
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +99,30 @@ def test_bad_input_is_one_message(classifier: Path, tmp_path: Path) -> None:
     empty.write_text("")
     with pytest.raises(UserError, match="holds no rows"):
         predicting.plan(str(classifier), str(empty))
+
+
+LAST = {"role": "user", "content": "hi"}
+STAND_INS = [
+    (Kind.text, False, {"messages": [LAST]}, "messages", [LAST, {"role": "assistant", "content": ANSWER}]),
+    (Kind.text, False, {"conversations": [{"from": "human", "value": "hi"}]}, "conversations", None),
+    (Kind.text, False, {"prompt": "hi"}, "response", ANSWER),
+    (Kind.text, True, {"prompt": "hi"}, "completion", ANSWER),
+    (Kind.text, True, {"text": "hi"}, "prompt", "hi"),
+    (Kind.text, False, {"instruction": "hi"}, "output", ANSWER),
+    (Kind.tags, False, {"text": "a b"}, "tags", ["x", "x"]),
+    (Kind.single_label, False, {"text": "a"}, "label", "x"),
+]
+
+
+@pytest.mark.parametrize(("kind", "raw", "row", "column", "wanted"), STAND_INS)
+def test_a_row_gets_what_its_format_needs(kind: Kind, raw: bool, row: dict, column: str, wanted: object) -> None:
+    found = completed(row, kind, "x", raw=raw)
+    assert found[column] == wanted if wanted is not None else len(found[column]) == len(row[column]) + 1
+    assert completed(found, kind, "y", raw=raw) == found
+
+
+def test_labels_of_several_tasks_are_told_apart_by_their_names() -> None:
+    several = Labels({"a": ["x", "y"], "b": ["x", "z"]})
+    assert labels_of(several.names, ["a", "b"]).by_task == several.by_task
+    assert labels_of(["a: x", "y"], ["a", "b"]).by_task == {"": ["a: x", "y"]}
+    assert labels_of(["x", "y"], ["a"]).of("anything") == ["x", "y"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import warnings
@@ -156,6 +157,17 @@ def test_all_rows_of_a_file_count(runs, tmp_path: Path) -> None:
     assert [record["expected"] for record in found.records] == [row["label"] for row in rows]
     assert found.gap is not None and found.gap.examples == 9  # of the run's own training rows
     assert found.data["name"] == "test"
+
+
+def test_without_its_training_rows_a_run_is_scored_on_others(runs, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(runs["classify"], run)
+    text = (run / "config.yaml").read_text().replace("path: builtin:smoke_labels", f"path: {tmp_path}/gone.jsonl")
+    (run / "config.yaml").write_text(text)
+    found = score(str(run), ["data=smoke_labels"])
+    assert found.gap is None and "cannot be read any more" in found.notes[0]
+    with pytest.raises(UserError, match="gone.jsonl"):
+        score(str(run))
 
 
 def test_what_is_wrong_is_said_before_weights_are_loaded(runs, tmp_path: Path, monkeypatch) -> None:

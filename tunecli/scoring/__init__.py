@@ -269,6 +269,11 @@ def _about(chosen: Scored, rows: Rows) -> dict[str, Any]:
 def _notes(session: Session, rows: Rows, chosen: Scored, *, gap: bool) -> list[str]:
     notes = [session.note] if session.note else []
     if gap and rows.train is None:
-        why = "its rows were streamed" if session.subject.trained else "what it was trained on is not known"
-        notes.append(f"no generalisation gap: {why}")
+        notes.append(f"no generalisation gap: {_why_no_training(session.subject)}")
     return notes
+
+
+def _why_no_training(subject: Subject) -> str:
+    if not subject.trained:
+        return "what it was trained on is not known"
+    return "its rows were streamed" if subject.config.data.streaming else "its training rows cannot be read any more"

@@ -29,6 +29,9 @@ class Rows:
 
 def read(subject: Subject, chosen: Scored, *, with_training: bool, show_progress: bool) -> Rows:
     """
+    Args:
+        with_training: read training rows too; where they are no longer there, `train` is None.
+
     Raises:
         UserError: there are no such rows, one cannot be used, or has a label that the model does not know.
     """
@@ -55,7 +58,12 @@ def _own_training(subject: Subject, show_progress: bool) -> Mixture | None:
     own = subject.config.data
     if not subject.trained or own.streaming:
         return None
-    return build(own, subject.tokenizer, subject.encoding(subject.config), show_progress=show_progress)[0]
+    try:
+        return build(own, subject.tokenizer, subject.encoding(subject.config), show_progress=show_progress)[0]
+    except UserError:
+        if getattr(subject.config.stage, "balanced", False):
+            raise  # the loss weighs labels by how often they came up
+        return None
 
 
 def _check(subject: Subject, chosen: Scored, examples: Mixture) -> None:
