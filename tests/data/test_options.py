@@ -30,10 +30,11 @@ def test_defaults_are_those_of_the_configuration_and_travel():
         if field.name in of_methods:
             continue
         homes = (DataConfig(), SFTConfig(), ClassifyConfig(), TagConfig())
-        if field.name == "overlap":
-            continue  # of tagging alone
+        if field.name in ("overlap", "max_target_length", "templates", "verbalizer"):
+            continue  # of one stage alone
         home = next(home for home in homes if hasattr(home, field.name))
-        assert getattr(home, field.name) == getattr(encoding, field.name)
+        value = getattr(home, field.name)
+        assert (tuple(value) if isinstance(value, list) else value) == getattr(encoding, field.name)
     assert pickle.loads(pickle.dumps(encoding)) == encoding
     assert json.loads(json.dumps(encoding.plain))["overlong"] == "truncate"
 

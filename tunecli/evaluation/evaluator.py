@@ -45,7 +45,7 @@ class Evaluator:
     """answered validation questions that are kept as samples"""
 
     def __call__(self, policy: LanguageModel, proceed: Callable[[float], bool]) -> Evaluation:
-        """Metrics of generated texts, whether each validation example is right, and samples.
+        """Metrics of generated texts, without `eval/` in front; whether each validation example is right; samples.
 
         Raises:
             Abandoned: `proceed`, which is told the share done and asked by all ranks together, said no.
