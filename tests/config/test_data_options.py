@@ -14,13 +14,8 @@ from tunecli.config.paths import config_root, option_names
 
 OPEN = {"file": "data.path=org/set", "mix": "data.mix=[{path: org/set}]"}
 """Options that leave the source to the user, and how one is given."""
-<<<<<<< HEAD
 NEED_ASSETS = {"movie_reviews", "wnut16", *(name for name in option_names("data") if name.startswith("sentiment_"))}
-STAGE_OF = {"classification": "classify", "pair_classification": "classify", "tagging": "tag"}
-=======
-NEED_ASSETS = {"movie_reviews"}
 STAGE_OF = {"classification": "classify", "pair_classification": "classify", "tagging": "tag", "seq2seq": "seq2seq"}
->>>>>>> h_s2s
 PUBLIC = [name for name in option_names("data") if name not in OPEN]
 
 
