@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A shell starts background jobs with Ctrl-C ignored, and so would be whatever is started from here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+HANDLERS = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -28,11 +28,9 @@ def _deterministic() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _own_signal_handlers() -> Iterator[None]:
-    """A run in this process takes the signals over for good."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in handlers.items():
+def _own_signal_handlers() -> None:
+    """A run in this process, which a fixture may have made too, takes the signals over for good."""
+    for number, handler in HANDLERS.items():
         signal.signal(number, handler)
 
 

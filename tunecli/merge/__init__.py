@@ -207,11 +207,11 @@ def _read_back(folder: Path, dtype: torch.dtype, source: Source) -> PreTrainedMo
 
 
 def _refusal(merged: Merged) -> MergeRefused:
-    finer = "" if merged.dtype == "float32" else "--dtype float32 (or float16) keeps more digits; "
+    finer = "" if merged.dtype == "float32" else "--dtype float32 (or float16) keeps more digits; or "
     return MergeRefused(
         f"the merged model's logits differ by up to {merged.difference:.3g} from the unmerged model's, whose largest "
         f"is {merged.largest_logit:.3g}; the bound is {merged.bound:.3g}. Nothing was written",
-        fix=f"{finer}or use the adapter unmerged",
+        fix=f"{finer}use the adapter unmerged",
     )
 
 
