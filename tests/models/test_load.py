@@ -122,7 +122,7 @@ class TestHeads:
 
     def test_an_architecture_without_such_a_head_is_refused(self, tmp_path: Path) -> None:
         model_of("bart", "seq2seq").save_pretrained(tmp_path)
-        with pytest.raises(UserError, match="no TokenClassification model"):
+        with pytest.raises(UserError, match="no AutoModelForTokenClassification"):
             load_model(
                 ModelConfig(path=str(tmp_path)), dtype=torch.float32, device=CPU, task=Task.token_classification
             )
