@@ -12,14 +12,17 @@ from pathlib import Path
 from peft import PeftConfig
 
 from tunecli.config.errors import UserError
+from tunecli.peft_methods.adapter_layer import AdapterLayer
 from tunecli.peft_methods.loading import require_one
+from tunecli.peft_methods.prefix import PrefixLayer
 from tunecli.peft_methods.saving import saved_config
 from tunecli.peft_methods.source import ADAPTER, Source, find_source
+from tunecli.peft_methods.virtual_tokens import VirtualTokensLayer
 
 UNMERGEABLE = {
-    "BOTTLENECK": "no weight of the model does what the non-linearity of a bottleneck adapter does",
-    "VIRTUAL_TOKENS": "virtual tokens are inputs, and no weight of the model",
-    "PREFIX_KV": "no weight of the model gives keys and values without a token",
+    "BOTTLENECK": AdapterLayer.why_unmergeable,
+    "VIRTUAL_TOKENS": VirtualTokensLayer.why_unmergeable,
+    "PREFIX_KV": PrefixLayer.why_unmergeable,
 }
 """peft's name of a method -> why it is none of those that merge"""
 

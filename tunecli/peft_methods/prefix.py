@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from peft.utils import PeftType
@@ -31,7 +31,7 @@ from tunecli.models.policy import use_packed_attention
 from tunecli.peft_methods.bottleneck import in_layers, model_width
 from tunecli.peft_methods.layouts import LAYOUTS, place_of
 from tunecli.peft_methods.route import Route
-from tunecli.peft_methods.tuner import TunerConfig, TunerLayer, TunerModel, device_of, register
+from tunecli.peft_methods.tuner import TunerConfig, TunerModel, UnmergeableLayer, device_of, register
 
 CROSS = ("EncDecAttention", "encoder_attn")
 """Names of the modules of cross-attention."""
@@ -112,10 +112,11 @@ class Prefix(nn.Module):
         return {"rows": self.flat().detach()}
 
 
-class PrefixLayer(TunerLayer):
+class PrefixLayer(UnmergeableLayer):
     """An attention module, which finds its prefixes here."""
 
     adapter_layer_names = ("prefix_kv_adapter",)
+    why_unmergeable = "no weight of the model gives keys and values without a token"
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__(base_layer)
@@ -138,23 +139,12 @@ class PrefixLayer(TunerLayer):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.base_layer(*args, **kwargs)
 
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> NoReturn:
-        raise UserError(
-            "prefixes cannot be merged: no weight of the model gives keys and values without a token",
-            fix="use the model with its adapter; or train a method that merges, such as lora",
-        )
-
-    def unmerge(self) -> NoReturn:
-        self.merge()
-
     def unload_and_optionally_merge_module(
         self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
     ) -> nn.Module:
-        """Called by peft, which takes the layer out of the model."""
-        if merge:
-            self.merge()
-        del self.get_base_layer().__dict__[attention.PREFIXES]
-        return self.get_base_layer()
+        base = super().unload_and_optionally_merge_module(merge, safe_merge, adapter_names)
+        del base.__dict__[attention.PREFIXES]
+        return base
 
 
 def _of_each_row(

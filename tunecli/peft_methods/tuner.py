@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import peft
 import torch
@@ -71,6 +71,29 @@ class TunerLayer(nn.Module, BaseTunerLayer):
                 fix="name modules that return one tensor, such as linear layers",
             )
         return output
+
+
+class UnmergeableLayer(TunerLayer):
+    """One whose change no weight of the model can stand for."""
+
+    why_unmergeable: str
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> NoReturn:
+        raise UserError(
+            f"cannot be merged: {self.why_unmergeable}",
+            fix="use the model with its adapter; or train a method that merges, such as lora",
+        )
+
+    def unmerge(self) -> NoReturn:
+        self.merge()
+
+    def unload_and_optionally_merge_module(
+        self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
+    ) -> nn.Module:
+        """Called by peft, which takes the layer out of the model."""
+        if merge:
+            self.merge()
+        return self.get_base_layer()
 
 
 class TunerModel(BaseTuner):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import NoReturn
 
 import torch
 from peft.utils import PeftType
@@ -19,10 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tunecli.config.errors import UserError
 from tunecli.config.virtual import FIRST_VIRTUAL
 from tunecli.peft_methods.prompt_encoder import PromptEncoder
-from tunecli.peft_methods.tuner import TunerConfig, TunerLayer, TunerModel, device_of, register
+from tunecli.peft_methods.tuner import TunerConfig, TunerModel, UnmergeableLayer, device_of, register
 
 UNUSED = re.compile(r"\[unused\d+\]|<unused\d+>|<\|reserved_special_token_\d+\|>|madeupword\d+")
 """Names of tokens that vocabularies keep for later: BERT's, Gemma's, Llama 3's, RoBERTa's."""
@@ -76,10 +74,11 @@ class VirtualTokens(nn.Module):
         return torch.where(found.any(-1, keepdim=True), F.embedding(found.int().argmax(-1), rows), embedded)
 
 
-class VirtualTokensLayer(TunerLayer):
+class VirtualTokensLayer(UnmergeableLayer):
     """The model's input embedding and virtual tokens."""
 
     adapter_layer_names = ("virtual_tokens_adapter",)
+    why_unmergeable = "virtual tokens are inputs, and no weight of the model"
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__(base_layer)
@@ -99,23 +98,6 @@ class VirtualTokensLayer(TunerLayer):
         for tokens in on:
             embedded = tokens(input_ids, embedded, getattr(self.get_base_layer(), "embed_scale", 1.0))
         return embedded
-
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> NoReturn:
-        raise UserError(
-            "virtual tokens cannot be merged: they are inputs, and no weight of the model",
-            fix="use the model with its adapter; or train a method that merges, such as lora",
-        )
-
-    def unmerge(self) -> NoReturn:
-        self.merge()
-
-    def unload_and_optionally_merge_module(
-        self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
-    ) -> nn.Module:
-        """Called by peft, which takes the layer out of the model."""
-        if merge:
-            self.merge()
-        return self.get_base_layer()
 
 
 class VirtualTokensModel(TunerModel):
