@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -114,8 +115,7 @@ def test_in_a_terminal(tmp_path: Path):
     seen = wait_for(screen, "/help lists", "> ")
     os.write(screen, b"/set seed=5\n")
     seen += wait_for(screen, "seed=5  ", "> ")
-    os.write(screen, b"\x03")
-    seen += wait_for(screen, "/quit ends", "> ")
+    seen += interrupt(screen, "/quit ends", "> ")
     os.write(screen, b"\x1b[A\n")
     seen += wait_for(screen, "/set seed=5", "seed=5  ", "> ")
     os.write(screen, b"Hello\n")
@@ -127,9 +127,18 @@ def test_in_a_terminal(tmp_path: Path):
     assert history.read_text().splitlines()[-1] == "Hello" and history.stat().st_mode & 0o077 == 0
 
 
-def wait_for(screen: int, *texts: str) -> str:
+def interrupt(screen: int, *texts: str) -> str:
+    """Press Ctrl-C until `texts` have come: one between the prompt and readline's waiting for keys is lost."""
+    for _ in range(20):
+        os.write(screen, b"\x03")
+        with contextlib.suppress(AssertionError):
+            return wait_for(screen, *texts, seconds=5)
+    raise AssertionError(f"Ctrl-C brings no {texts}")
+
+
+def wait_for(screen: int, *texts: str, seconds: float = 180) -> str:
     """Read until `texts` have come, one after the other."""
-    seen, end = "", time.monotonic() + 180
+    seen, end = "", time.monotonic() + seconds
     while time.monotonic() < end:
         if select.select([screen], [], [], 0.1)[0]:
             seen += os.read(screen, 4096).decode(errors="replace").replace("\r", "")

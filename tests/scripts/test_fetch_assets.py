@@ -158,7 +158,10 @@ def test_minilm_is_what_transformers_reads_and_its_tokenizer_neither_pads_nor_cu
 
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
-    [([], ["smollm2", "minilm", "movie_reviews", "sentiment", "wnut16"]), (["--only", "minilm", "smollm2"], ["smollm2", "minilm"])],
+    [
+        ([], ["smollm2", "minilm", "movie_reviews", "sentiment", "wnut16"]),
+        (["--only", "minilm", "smollm2"], ["smollm2", "minilm"]),
+    ],
 )
 def test_everything_is_fetched_unless_some_are_named(script, monkeypatch, arguments, wanted):
     fetched = []
