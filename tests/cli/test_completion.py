@@ -20,6 +20,7 @@ from tunecli.cli.complete import candidates
 from tunecli.cli.completion import SCRIPTS
 from tunecli.config.compose import compose_run
 from tunecli.config.paths import recipe_names
+from tunecli.config.stage import STAGE_SCHEMAS
 
 
 @pytest.mark.parametrize(
@@ -59,17 +60,27 @@ def test_every_key_that_is_offered_exists():
     sections = ["", "model.", "data.", "train.", "launch.", "stage.", "peft.lora."]
     keys = [key for section in sections for key in candidates(["check", "recipe=x", section]) if key.endswith("=")]
     assert len(keys) > 40
-    config = compose_run("smoke_sft_lora", []).config
+    recipes = ["smoke_sft_lora", *(f"smoke_{stage}" for stage in STAGE_SCHEMAS if stage != "sft")]
+    configs = [compose_run(recipe, []).config for recipe in recipes]
     for key in keys:
-        node: object = config
-        for part in key[:-1].split("."):
-            node = node[part] if isinstance(node, dict) else getattr(node, part)
+        assert any(has(config, key[:-1]) for config in configs), key
+
+
+def has(node: object, key: str) -> bool:
+    for part in key.split("."):
+        if isinstance(node, dict) and part in node:
+            node = node[part]
+        elif hasattr(node, part):
+            node = getattr(node, part)
+        else:
+            return False
+    return True
 
 
 TYPED = {
     "tune ru": "tune run ",
     "tune run recipe=smoke_q": "tune run recipe=smoke_qlora ",
-    "tune run recipe=smoke_qlora data=smok": "tune run recipe=smoke_qlora data=smoke ",
+    "tune run recipe=smoke_qlora data=wnu": "tune run recipe=smoke_qlora data=wnut16 ",
     "tune run model.dtyp": "tune run model.dtype=",
     "tunecli run train.lr_scheduler=cos": "tunecli run train.lr_scheduler=cosine ",
     "tune run +peft@peft.second=lor": "tune run +peft@peft.second=lora ",
