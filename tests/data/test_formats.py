@@ -218,15 +218,19 @@ def test_unusable_travels_between_processes():
         ({"instruction": "q", "output": "a"}, PAIR),
         ({"instruction": "q", "output": "{a}"}, PAIR),
         ({"instruction": "{{q}} {q}{n}", "output": "odd {name}"}, "{q} q7"),
+        ({"instruction": "{all.q.0}", "output": "all.a"}, PAIR),
     ],
 )
 def test_columns_are_renamed_or_put_into_a_text(columns, expected):
-    values = {"q": "q", "a": "a", "n": 7, "odd {name}": "a"}
+    values = {"q": "q", "a": "a", "n": 7, "odd {name}": "a", "all": {"q": ["q", "no"], "a": "a"}}
     found = choose_format("alpaca", columns, values)(values)
     assert found == (expected if expected is PAIR else Messages([{"role": "user", "content": expected}, ANSWER]))
 
 
 def test_wrong_column_names_and_formats_suggest_the_near_one():
+    for missing in ("question.0", "all.quesion", "all.q.1", "all.q.q"):
+        with pytest.raises(Unusable, match=f"no column '{missing}'"):
+            Format("alpaca", {"instruction": missing})({"question": "q", "all": {"q": ["q"]}})
     for source in ("quesion", "Q: {quesion}"):
         with pytest.raises(
             UserError, match="^data.columns.instruction: no column 'quesion'.*\n.*did you mean question"
