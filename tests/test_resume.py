@@ -27,7 +27,7 @@ ADALORA = [f"peft.adalora.{value}" for value in ("init_r=6", "target_r=3", "delt
 ADALORA += ["peft.adalora.lora_dropout=0.2"]
 MLM_STREAM = ["data.streaming=true", "data.shuffle_buffer=10", "data.validation=null", "train.eval_every=null"]
 CASES = {
-    "full": ["recipe=smoke_sft_full"],
+    "full": ["recipe=smoke_sft_full", "train.pull_to_start=50"],
     "lora": ["recipe=smoke_sft_lora", DROPOUT],
     "virtual-tokens-and-prefixes": ["recipe=smoke_sft_lora", "peft=[p_tuning,prefix_tuning]"],
     "lora-bf16": ["recipe=smoke_sft_lora", DROPOUT, "train.precision=bf16"],

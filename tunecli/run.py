@@ -70,10 +70,11 @@ from tunecli.engine.environment import describe_environment
 from tunecli.engine.loop import Progress, Trainer, train
 from tunecli.engine.optim import build_optimizer, build_scheduler
 from tunecli.engine.precision import DTYPES, MIXED_PRECISION, resolve_precision
+from tunecli.engine.pull import PullToStart
 from tunecli.engine.recorder import Recorder
 from tunecli.engine.signals import StopSignal
 from tunecli.engine.stage import Stage
-from tunecli.engine.step_hook import restore_hooks
+from tunecli.engine.step_hook import StepHook, restore_hooks
 from tunecli.engine.trackers import Trackers
 from tunecli.evaluation.answers import check_choices
 from tunecli.evaluation.evaluator import Evaluator
@@ -152,7 +153,7 @@ def main(config: RunConfig, run_dir: Path) -> int:
     stage = build_stage(config, data, feed, policy, accelerator, num_examples)
     factors = rate_factors(policy, config.peft) | head_factors(policy, config)
     optimizer = build_optimizer(policy, config.train, factors)
-    hooks = step_hooks(policy.lm, config.peft, num_steps)
+    hooks = [*step_hooks(policy.lm, config.peft, num_steps), *_pull(config, policy, optimizer)]
     if checkpoint:
         restore_parameters(checkpoint, policy)
         restore_optimizer(checkpoint, policy, optimizer)
@@ -324,6 +325,14 @@ def head_factors(policy: Wrapped, config: RunConfig) -> dict[str, float]:
         return {}
     heads = [f"lm.{name}" for name in task_heads(policy.lm)]
     return {name: rate / config.train.learning_rate for name, _ in policy.named_parameters() if is_under(name, heads)}
+
+
+def _pull(config: RunConfig, policy: Wrapped, optimizer: torch.optim.Optimizer) -> list[StepHook]:
+    if not config.train.pull_to_start:
+        return []
+    heads = task_heads(policy.lm) if config.stage.task.has_labels else []
+    spared = {parameter for name, parameter in policy.lm.named_parameters() if is_under(name, heads)}
+    return [PullToStart(optimizer, config.train.pull_to_start, spared)]
 
 
 def _head(config: RunConfig, data: Data) -> Head | None:

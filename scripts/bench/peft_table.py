@@ -53,7 +53,7 @@ def minilm(row: str, rate: float, seed: int, steps: int, folder: Path) -> Record
 def smollm2(row: str, rate: float, seed: int, steps: int, folder: Path) -> Record:
     """Raises RuntimeError if the run fails."""
     run_dir = folder / "run"
-    settings = [f"train.max_steps={steps}", f"train.eval_every={steps}", "train.save_every=null", f"seed={seed}"]
+    settings = [f"train.max_steps={steps}", "train.eval_every=null", "train.save_every=null", f"seed={seed}"]
     places = ["launch=cpu", f"output_dir={run_dir}", f"train.learning_rate={rate}"]
     call(["-m", "tunecli", "run", "recipe=quickstart", *SMOLLM2[row].overrides, *settings, *places])
     return read_run(run_dir)

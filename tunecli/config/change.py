@@ -12,6 +12,7 @@ from tunecli.config.schema_check import assign, has_key, loose_copy
 RESUMABLE = (
     *("train.max_steps", "train.num_epochs", "train.learning_rate", "train.lr_scheduler", "train.warmup_steps"),
     *("train.weight_decay", "train.adam_beta1", "train.adam_beta2", "train.adam_epsilon", "train.max_grad_norm"),
+    "train.pull_to_start",
     *("train.micro_batch_size", "train.micro_batch_tokens", "train.log_every", "train.eval_every"),
     *("train.save_every", "train.keep_last", "launch.num_processes", "launch.strategy"),
     *("train.max_minutes", "train.early_stopping", "train.trackers", "data.num_workers"),

@@ -45,7 +45,8 @@ POSITIVE = (
     "launch.num_processes",
 )
 NOT_NEGATIVE = (
-    *("seed", "train.max_steps", "train.warmup_steps", "train.weight_decay", "train.max_grad_norm"),
+    *("seed", "train.max_steps", "train.warmup_steps", "train.weight_decay", "train.pull_to_start"),
+    "train.max_grad_norm",
     *("evaluation.exact_match", "evaluation.rouge", "evaluation.bleu", "evaluation.chrf", "evaluation.temperature"),
 )
 GENERATED = {
@@ -75,6 +76,7 @@ def find_problems(config: RunConfig, *, new_run: bool = False) -> list[Problem]:
         *_numbers(config),
         *_batch(config),
         *_schedule(config),
+        *_pull(config),
         *_evaluation(config),
         *_trackers(config.train.trackers),
         *peft_problems(config),
@@ -136,6 +138,13 @@ def _schedule(config: RunConfig) -> Iterator[Problem]:
             f"{train.warmup_steps:g} steps of warm-up leave nothing of train.max_steps={train.max_steps}",
             f"train.warmup_steps={train.max_steps // 10}",
         )
+
+
+def _pull(config: RunConfig) -> Iterator[Problem]:
+    rate, pull = config.train.learning_rate, config.train.pull_to_start
+    if rate * pull > 1:
+        what = f"{pull:g} times train.learning_rate={rate:g} goes beyond the start in one step"
+        yield Problem("train.pull_to_start", what, f"train.pull_to_start={0.01 / rate:.0f} goes back by 1 % in each")
 
 
 def _evaluation(config: RunConfig) -> Iterator[Problem]:

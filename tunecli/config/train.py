@@ -52,6 +52,9 @@ class TrainConfig:
     optimizer: Optimizer = Optimizer.adamw
     weight_decay: float = 0.0
     """Spares biases, norms and every other parameter of one dimension."""
+    pull_to_start: float = 0.0
+    """Pulls what is trained back to where it started, by this share of the way times the learning rate in each step
+    (L2-SP), so that less is forgotten; a new head is spared. Takes the memory of one more copy."""
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999
     adam_epsilon: float = 1e-8

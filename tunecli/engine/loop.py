@@ -174,10 +174,10 @@ def _step(trainer: Trainer, microbatches: list[Batch], step: int) -> tuple[dict[
         [p for p in model.parameters() if p.requires_grad], trainer.config.max_grad_norm or math.inf
     )
     trainer.optimizer.step()
-    trainer.scheduler.step()
     if not accelerator.optimizer_step_was_skipped:  # as fp16 does where gradients overflow
         for hook in trainer.hooks:
             hook.after_step(step)
+    trainer.scheduler.step()
     trainer.optimizer.zero_grad()
     return sums, float(grad_norm)
 

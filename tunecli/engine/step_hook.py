@@ -1,4 +1,4 @@
-"""What a PEFT method does in every step besides having parameters, as AdaLoRA does."""
+"""What is done in every step besides the optimizer's work: by AdaLoRA, say, or by a pull towards the start."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class StepHook(Protocol):
 
     def after_step(self, step: int) -> None:
         """Called between an optimizer step and the clearing of its gradients, which are those of all ranks together
-        and clipped.
+        and clipped; the learning rates are still those of the step.
 
         Args:
             step: number of the step, from 1.
