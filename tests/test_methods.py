@@ -20,6 +20,7 @@ from tuners import text_logits
 import tunecli
 from tests.peft_methods.test_grid import SMALL
 from tunecli import launch, run
+from tunecli.assembly import model
 from tunecli.cli import main
 from tunecli.config.compose import load_config
 from tunecli.config.peft import PEFT_SCHEMAS
@@ -158,7 +159,7 @@ def test_a_start_that_does_not_fit_ends_with_status_2_before_weights_are_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one = tune_run(tmp_path / "one")
-    monkeypatch.setattr(run, "load_model", lambda *_, **__: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(model, "load_model", lambda *_, **__: pytest.fail("weights were loaded"))
     words = ["recipe=smoke_sft_lora", "model=tiny_qwen3", f"peft.lora.init_from={one}"]
     assert main(["run", *words, f"output_dir={tmp_path / 'two'}"]) == 2
     assert "belongs to the base model builtin:tiny_llama" in capsys.readouterr().err

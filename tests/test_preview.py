@@ -23,6 +23,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 import tunecli.preview
+from tunecli.assembly.data import Data
 from tunecli.config.compose import compose_run
 from tunecli.config.data import OnBadRow
 from tunecli.config.errors import UserError
@@ -34,7 +35,6 @@ from tunecli.preview.examples import Gap, Piece, Wanted, choose, decode, read, s
 from tunecli.preview.languages import languages
 from tunecli.preview.page import write_page
 from tunecli.preview.terminal import bar, show
-from tunecli.run import Data
 
 WILD = (
     "naïve 中国的首都是北京 😀👨‍👩‍👧 \x1b[31mred\x07\x9b \u202eright to left\u2028"

@@ -9,8 +9,8 @@ import pytest
 from merging import finished_run
 
 import tunecli
+from tunecli.assembly.data import prepare_data
 from tunecli.config.compose import load_config
-from tunecli.run import prepare_data
 
 
 @pytest.mark.parametrize("words", [[], ["data.system=replace", "data.system_prompt='Be brief.'"]], ids=["", "system"])

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 import tunecli
+from tunecli.assembly.data import prepare_data
 from tunecli.config.compose import load_config
 from tunecli.config.run_lock import lock_run
 from tunecli.data.batching import collate
 from tunecli.launch import visible_gpus
 from tunecli.models.policy import Policy
-from tunecli.run import prepare_data
 
 
 def tune(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:

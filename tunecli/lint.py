@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from tunecli.assembly.data import Data, prepare_data
 from tunecli.config.data import OnBadRow, first_rows, validation_share
 from tunecli.config.errors import Problem
 from tunecli.config.run import RunConfig
@@ -22,7 +23,6 @@ from tunecli.data.mixture import Mixture
 from tunecli.data.statistics import statistics
 from tunecli.models.load import stop_tokens
 from tunecli.peft_methods.starting import find_starts
-from tunecli.run import Data, prepare_data
 
 LISTED = 10
 """Bad rows that are named."""

@@ -14,8 +14,8 @@ from tunecli.config.errors import UserError, print_error
 
 
 def main(run_dir: Path) -> int:
+    from tunecli.assembly.data import prepare_data
     from tunecli.peft_methods.starting import put_starts_in_place
-    from tunecli.run import prepare_data
 
     try:
         config = put_starts_in_place(load_config(run_dir / "config.yaml"), run_dir)

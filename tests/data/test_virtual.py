@@ -9,6 +9,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from tunecli.assembly.data import prepare_data
 from tunecli.config.compose import compose_run
 from tunecli.config.data import OnBadRow, Overlong, Side
 from tunecli.config.errors import UserError
@@ -21,7 +22,6 @@ from tunecli.data.tokenize import Encoding, Tokens, tokenize
 from tunecli.data.virtual import filled
 from tunecli.models.builtin import byte_tokenizer
 from tunecli.peft_methods.token_ids import around
-from tunecli.run import prepare_data
 
 V = range(FIRST_VIRTUAL, FIRST_VIRTUAL + 9)
 REVIEW = "{v3} {text} It was {v2} {label}"

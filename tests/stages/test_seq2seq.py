@@ -12,6 +12,9 @@ import torch
 from transformers import AutoModelForSeq2SeqLM
 
 import tunecli
+from tunecli.assembly.data import prepare_data
+from tunecli.assembly.model import build_policy
+from tunecli.assembly.stage import first_batches
 from tunecli.chat.once import answer_once
 from tunecli.chat.session import open_session
 from tunecli.chat.settings import Settings
@@ -24,7 +27,6 @@ from tunecli.engine.console import Display
 from tunecli.evaluation import texts
 from tunecli.merge import logits, merge
 from tunecli.models.builtin import NUM_SENTINELS
-from tunecli.run import build_policy, first_batches, prepare_data
 
 WORDS = ["recipe=smoke_seq2seq", "train.max_steps=4", "train.eval_every=4", "train.learning_rate=0.1", "launch=cpu"]
 MEASURED = ["evaluation={exact_match: 11, rouge: 11, bleu: 9, chrf: 7, max_new_tokens: 8, num_beams: 2}"]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from tunecli.assembly.data import encoding_of
 from tunecli.chat.answering import Answer, Piece, answer
 from tunecli.chat.rendering import Message, Rendering, formats_of
 from tunecli.chat.saving import Saved, Saver, Turn
@@ -21,7 +22,6 @@ from tunecli.peft_methods.loading import base_task, load_base, tokenizer_of
 from tunecli.peft_methods.source import Source, find_source
 from tunecli.peft_methods.switching import add_adapter, switch_to
 from tunecli.peft_methods.token_ids import places_in_saved
-from tunecli.run import encoding_of
 
 BASE = "base"
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from tunecli.assembly.data import encoding_of
 from tunecli.config.data import first_rows
 from tunecli.config.errors import UserError
 from tunecli.data.mixture import build
 from tunecli.peft_methods.freeze import FreezeLayer
 from tunecli.peft_methods.source import Source
-from tunecli.run import encoding_of
 
 SEQUENCES, LENGTH = 4, 128
 """What both models are compared on: so many sequences, of at most so many tokens."""

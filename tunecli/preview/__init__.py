@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from tunecli.assembly.data import Data, prepare_data
 from tunecli.config.data import DataConfig, OnBadRow, first_rows, training_sources
 from tunecli.config.errors import UserError
 from tunecli.config.run import RunConfig
@@ -15,7 +16,6 @@ from tunecli.data.mixture import Mixture, labels, shares
 from tunecli.data.statistics import Statistics, statistics
 from tunecli.preview.examples import Example, Wanted, choose, read
 from tunecli.preview.languages import languages
-from tunecli.run import Data, prepare_data
 
 STREAMED = 1000
 """Rows of each source that are previewed where training would stream them."""

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from tunecli.assembly.data import Data
+from tunecli.assembly.stage import build_setting
 from tunecli.config.data import Side, validation_share
 from tunecli.config.run import RunConfig
 from tunecli.config.scored import Scored, scored
@@ -34,7 +36,6 @@ from tunecli.evaluation.records import Record
 from tunecli.evaluation.tables import Table, table_of
 from tunecli.models.self_test import Wrapped
 from tunecli.ops.bootstrap import DRAWS, intervals
-from tunecli.run import Data, build_setting
 from tunecli.scoring import rows as data_rows
 from tunecli.scoring.rows import Rows
 from tunecli.scoring.subject import Subject, find_subject, load_wrapped

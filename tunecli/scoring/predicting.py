@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
+from tunecli.assembly.data import Data
+from tunecli.assembly.readers import batching_of
 from tunecli.config.data import Overlong, Side, SourceConfig, training_sources
 from tunecli.config.data_checks import formats_for
 from tunecli.config.errors import UserError
@@ -33,7 +35,6 @@ from tunecli.evaluation.kinds import Kind
 from tunecli.evaluation.predictions import predict as logits_of
 from tunecli.evaluation.records import Record
 from tunecli.report.run_files import read_run
-from tunecli.run import Data, batching_of
 from tunecli.scoring import Session, open_session, split_stage
 from tunecli.scoring.subject import Subject, find_subject
 from tunecli.scoring.unlabelled import Unlabelled, choose

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from omegaconf import MISSING
 from transformers import PreTrainedTokenizerBase
 
+from tunecli.assembly.data import encoding_of
 from tunecli.config.data import DataConfig, training_sources
 from tunecli.config.errors import UserError
 from tunecli.config.run import RunConfig
@@ -28,7 +29,6 @@ from tunecli.peft_methods.loading import dtype_of, head_of, load_base, stored_co
 from tunecli.peft_methods.saving import load_adapters
 from tunecli.peft_methods.source import Source, find_source
 from tunecli.peft_methods.token_ids import places_in_saved
-from tunecli.run import encoding_of
 
 STAGE_OF = {
     "SequenceClassification": "classify",

@@ -1,0 +1,1 @@
+"""From a configuration to the parts of a run, each built here and nowhere else: data, readers, model, stage."""

@@ -1,0 +1,99 @@
+"""The model with its trainable parameters, behind the fastest exact forward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from tunecli.assembly.data import Data
+from tunecli.config.peft import without_head
+from tunecli.config.run import RunConfig
+from tunecli.config.stage import (
+    ProblemType,
+)
+from tunecli.config.train import Precision
+from tunecli.engine.batch import Batch
+from tunecli.engine.console import Display
+from tunecli.engine.precision import DTYPES
+from tunecli.engine.pull import PullToStart
+from tunecli.engine.step_hook import StepHook
+from tunecli.models.load import (
+    Head,
+    load_model,
+    weight_dtype,
+)
+from tunecli.models.policy import ONEDNN_MULTIPLE
+from tunecli.models.self_test import Wrapped, choose_policy
+from tunecli.peft_methods.by_row import route_rows
+from tunecli.peft_methods.composition import inject
+from tunecli.peft_methods.injection import adapter_name, leave_casts_to_autocast
+from tunecli.peft_methods.targets import is_under, task_heads
+
+
+def build_policy(
+    config: RunConfig,
+    data: Data,
+    *,
+    precision: Precision,
+    device: torch.device,
+    display: Display,
+    batches: Callable[[Wrapped], Iterator[Batch]],
+    starts: Mapping[str, Path],
+) -> Wrapped:
+    """The model with its trainable parameters, behind the fastest exact forward.
+
+    Args:
+        batches: gives what a method may look at before it starts.
+        starts: entry -> peft folder that it starts from.
+    """
+    if config.model.trust_remote_code:
+        display.note(f"running the Python code that comes with {config.model.path} (model.trust_remote_code=true)")
+    stored = weight_dtype(config.model, DTYPES[precision], frozen=bool(config.peft))
+    task = config.stage.task
+    lm = load_model(config.model, dtype=stored, device=device, task=task, head=_head(config, data))
+    if task.has_labels:
+        lm.config.pad_token_id = data.tokenizer.pad_token_id
+    verdict = choose_policy(lm, config.model.attention, task)
+    if verdict.note:
+        display.note(verdict.note, style="yellow")
+    inject(
+        lm,
+        config.peft,
+        seed=config.seed,
+        tokenizer=data.tokenizer,
+        batches=partial(batches, verdict.policy),
+        starts=starts,
+    )
+    if config.data.adapter_column is not None:
+        route_rows(lm, [adapter_name(name) for name in without_head(config.peft)])
+    if precision is not Precision.fp32:
+        leave_casts_to_autocast(lm)
+        verdict.policy.multiple = ONEDNN_MULTIPLE if device.type == "cpu" else 1
+    return verdict.policy
+
+
+def head_factors(policy: Wrapped, config: RunConfig) -> dict[str, float]:
+    """Parameter of the head -> what its learning rate is multiplied by."""
+    rate = getattr(config.stage, "head_learning_rate", None)
+    if rate is None:
+        return {}
+    heads = [f"lm.{name}" for name in task_heads(policy.lm)]
+    return {name: rate / config.train.learning_rate for name, _ in policy.named_parameters() if is_under(name, heads)}
+
+
+def pull_hooks(config: RunConfig, policy: Wrapped, optimizer: torch.optim.Optimizer) -> list[StepHook]:
+    if not config.train.pull_to_start:
+        return []
+    heads = task_heads(policy.lm) if config.stage.task.has_labels else []
+    spared = {parameter for name, parameter in policy.lm.named_parameters() if is_under(name, heads)}
+    return [PullToStart(optimizer, config.train.pull_to_start, spared)]
+
+
+def _head(config: RunConfig, data: Data) -> Head | None:
+    if data.labels is None or not config.stage.task.has_labels:
+        return None
+    problem = getattr(config.stage, "problem_type", ProblemType.single_label)
+    return Head(labels=data.labels.names, problem_type=problem, seed=config.seed)
