@@ -5,7 +5,12 @@ they are right, ours where they are not. So forward, generate, cache, padding an
 own, several methods are several injections, and each is saved as a peft checkpoint.
 """
 
+# ruff: noqa: E402
 from __future__ import annotations
+
+from tunecli.engine.imports import import_bitsandbytes
+
+import_bitsandbytes()  # before peft does
 
 from collections.abc import Callable
 from typing import Any
