@@ -7,7 +7,7 @@ import gc
 import json
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,18 @@ from tunecli.engine.recorder import Recorder
 STEPS = 3
 COMMON = [f"train.max_steps={STEPS}", "train.save_every=1", "train.eval_every=null", "data.validation=null"]
 FAMILIES = ["ia3", "oft", "bitfit", "ln_tuning", "houlsby", "vera"]
+DROPOUT = "peft.lora.lora_dropout=0.2"
+MIX = "data.mix=[{path:'builtin:smoke',task:a},{path:'builtin:smoke',task:b,max_samples:21}]"
+STREAM = ["data=mix", MIX, "data.mixing=equal", "data.streaming=true", "data.shuffle_buffer=10"]
+RUNS = {
+    "bf16": [DROPOUT, "train.precision=bf16"],
+    "virtual tokens and prefixes": ["peft=[p_tuning,prefix_tuning]"],
+    "pissa": [DROPOUT, "peft.lora.init_lora_weights=pissa"],
+    "eva and lora+": ["peft.lora.init_lora_weights=eva", "peft.lora.loraplus_lr_ratio=8"],
+    "streamed": [*STREAM, DROPOUT, "train.global_batch_size=30"],
+    "tag": ["recipe=smoke_tag", DROPOUT],
+    "span corruption": ["recipe=smoke_t5_pretrain"],  # T5 drops out too
+}
 IDS = torch.randint(4, 200, (1, 12), generator=torch.Generator().manual_seed(0))
 
 
@@ -57,8 +69,13 @@ def words_of(method: str, name: str = "") -> list[str]:
 
 
 def tune_run(folder: Path, *words: str) -> Path:
-    assert main(["run", "recipe=smoke_sft_lora", *words, *COMMON, f"output_dir={folder}"]) == 0
+    assert main(["run", *whole(words), f"output_dir={folder}"]) == 0
     return folder
+
+
+def whole(words: Sequence[str]) -> list[str]:
+    recipe = [] if any(word.startswith("recipe=") for word in words) else ["recipe=smoke_sft_lora"]
+    return [*recipe, *words, *COMMON]
 
 
 def tune_run_with_a_crash(monkeypatch: pytest.MonkeyPatch, folder: Path, *words: str) -> Path:
@@ -73,7 +90,7 @@ def tune_run_with_a_crash(monkeypatch: pytest.MonkeyPatch, folder: Path, *words:
     with monkeypatch.context() as patched:
         patched.setattr(Recorder, "training", crash)
         with pytest.raises(Crash):
-            main(["run", "recipe=smoke_sft_lora", *words, *COMMON, f"output_dir={folder}"])
+            main(["run", *whole(words), f"output_dir={folder}"])
     gc.collect()  # a dead process would have let its lock go
     assert not (folder / "adapter").exists()
     assert main(["resume", str(folder)]) == 0
@@ -81,7 +98,7 @@ def tune_run_with_a_crash(monkeypatch: pytest.MonkeyPatch, folder: Path, *words:
 
 
 def tensors(run_dir: Path) -> dict[str, Tensor]:
-    files = sorted(run_dir.glob("adapter/*/adapter_model.safetensors"))
+    files = sorted([*run_dir.glob("adapter/*/adapter_model.safetensors"), *run_dir.glob("model/*.safetensors")])
     return {f"{file.parent.name}/{name}": value for file in files for name, value in load_file(file).items()}
 
 
@@ -109,14 +126,13 @@ def test_it_is_trained_saved_and_loaded(method: str, tmp_path: Path) -> None:
     assert method in (folder / "README.md").read_text()
 
 
-@pytest.mark.parametrize("method", FAMILIES)
-def test_crashed_and_resumed_equals_uninterrupted(
-    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = tune_run(tmp_path / "whole", *words_of(method))
-    crashed = tune_run_with_a_crash(monkeypatch, tmp_path / "crashed", *words_of(method))
-    assert_equal(tensors(crashed), tensors(whole))
-    assert losses(crashed) == losses(whole)
+@pytest.mark.parametrize("case", [*FAMILIES, *RUNS])
+def test_crashed_and_resumed_equals_uninterrupted(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = RUNS.get(case) or words_of(case)
+    expected = tune_run(tmp_path / "whole", *words)
+    crashed = tune_run_with_a_crash(monkeypatch, tmp_path / "crashed", *words)
+    assert_equal(tensors(crashed), tensors(expected))
+    assert losses(crashed) == losses(expected)
 
 
 @pytest.mark.parametrize(("first", "second"), [("lora", "lora"), ("houlsby", "ia3"), ("vera", "vera")])

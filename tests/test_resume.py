@@ -19,9 +19,6 @@ STEPS = 9
 # 49 examples by 12 are not whole epochs, so kills and saves fall into the middle of one; dropout uses randomness.
 COMMON = [f"train.max_steps={STEPS}", "train.global_batch_size=12", "train.save_every=2", "train.keep_last=3"]
 DROPOUT = "peft.lora.lora_dropout=0.2"
-MIX = "data.mix=[{path:'builtin:smoke',task:a},{path:'builtin:smoke',task:b,max_samples:21}]"
-STREAM = ["data=mix", MIX, "data.mixing=equal", "data.streaming=true", "data.shuffle_buffer=10"]
-STREAM += ["data.validation=null", "train.eval_every=null"]
 TWO = ["launch=cpu", "launch.num_processes=2"]
 ADALORA = [f"peft.adalora.{value}" for value in ("init_r=6", "target_r=3", "deltaT=2", "tinit=1", "tfinal=3")]
 ADALORA += ["peft.adalora.lora_dropout=0.2"]
@@ -29,22 +26,13 @@ MLM_STREAM = ["data.streaming=true", "data.shuffle_buffer=10", "data.validation=
 CASES = {
     "full": ["recipe=smoke_sft_full", "train.pull_to_start=50"],
     "lora": ["recipe=smoke_sft_lora", DROPOUT],
-    "virtual-tokens-and-prefixes": ["recipe=smoke_sft_lora", "peft=[p_tuning,prefix_tuning]"],
-    "lora-bf16": ["recipe=smoke_sft_lora", DROPOUT, "train.precision=bf16"],
-    "pissa": ["recipe=smoke_sft_lora", DROPOUT, "peft.lora.init_lora_weights=pissa"],
-    "eva-lora-plus": ["recipe=smoke_sft_lora", "peft.lora.init_lora_weights=eva", "peft.lora.loraplus_lr_ratio=8"],
-    "adalora": ["recipe=smoke_sft_lora", "peft=adalora", *ADALORA],
-    "adalora-two-processes": ["recipe=smoke_sft_lora", "peft=adalora", *ADALORA, *TWO],
     "4bit-lora": ["recipe=smoke_qlora", DROPOUT, "train.optimizer=paged_adamw_8bit"],
-    "lora-two-processes": ["recipe=smoke_sft_lora", DROPOUT, "launch=cpu", "launch.num_processes=2"],
+    "full-two-processes": ["recipe=smoke_sft_full", *TWO],
+    "adalora-two-processes": ["recipe=smoke_sft_lora", "peft=adalora", *ADALORA, *TWO],
     "classify-two-processes": ["recipe=smoke_classify", "peft=[lora,p_tuning_v2]", DROPOUT, *TWO],
-    "tag": ["recipe=smoke_tag", DROPOUT],
-    "span-corruption": ["recipe=smoke_t5_pretrain", "train.eval_every=null"],  # T5 drops out too
-    "streamed": ["recipe=smoke_sft_full", *STREAM],
-    "streamed-two-processes": ["recipe=smoke_sft_lora", *STREAM, "launch=cpu", "launch.num_processes=2"],
     "masked-lm-streamed-two-processes": ["recipe=smoke_mlm", *MLM_STREAM, *TWO],
-    "full-two-processes": ["recipe=smoke_sft_full", "launch=cpu", "launch.num_processes=2"],
 }
+"""More of them, in one process, are in test_methods.py."""
 
 pytestmark = pytest.mark.slow
 

@@ -1,6 +1,6 @@
 """Five SGD steps of SFT on a tiny model, on as many processes as this was started on; `test_laws.py` compares them.
 
-Also a program: `accelerate launch ... sgd_steps.py OUT MICRO_BATCH PEFT,PEFT` writes the parameters of each rank.
+Also a program: `accelerate launch ... sgd_steps.py OUT PEFT:MICRO_BATCH ...` writes the parameters of each rank.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def run_steps(
 
 def main(out: Path, rows: int, peft: str) -> None:
     rank = Accelerator(cpu=True).process_index
-    folder = out / f"run_{rank}_{peft}"
+    folder = out / f"run_{rank}_{peft}_{rows}"
     folder.mkdir(parents=True)
     parameters, trainer = run_steps(folder, rows=rows, peft=peft)
     first = next(iter(make_stage(trainer.accelerator, True, rows, peft=peft).steps(trainer.model)))
@@ -153,12 +153,13 @@ def main(out: Path, rows: int, peft: str) -> None:
             "rows_of_first_step": [row for batch in first for row in batch.rows],
             "eval": trainer.stage.evaluate(trainer.model, lambda done: True).metrics,
         },
-        out / f"{peft}_{rank}.pt",
+        out / f"{peft}:{rows}_{rank}.pt",
     )
 
 
 if __name__ == "__main__":
     torch.use_deterministic_algorithms(True)
-    for each in sys.argv[3].split(","):
-        main(Path(sys.argv[1]), int(sys.argv[2]), each)
+    for case in sys.argv[2:]:
+        peft, _, rows = case.partition(":")
+        main(Path(sys.argv[1]), int(rows), peft)
     os._exit(0)  # gloo's threads would now and then outlive the interpreter, which aborts then

@@ -68,43 +68,33 @@ def test_the_law_can_fail(tmp_path: Path, whole_batch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("peft", ["full", "lora"])
-@pytest.mark.parametrize("rows", [1, 8])
-def test_two_processes_equal_one(tmp_path: Path, whole_batch, peft: str, rows: int) -> None:
-    ranks = on_two_processes(tmp_path, rows, [peft])[peft]
-    assert [rank["num_processes"] for rank in ranks] == [2, 2]
-    shares = [set(rank["rows_of_first_step"]) for rank in ranks]
-    assert not shares[0] & shares[1]
-    assert len(shares[0] | shares[1]) == 8
-    for rank in ranks:
-        assert_same(rank["parameters"], whole_batch[peft])
-    assert ranks[0]["eval"] == ranks[1]["eval"]
+def test_two_processes_equal_one(tmp_path: Path, whole_batch) -> None:
+    """One launch for all of them, encoder-decoders too. DDP refuses what is trained and gets no gradient."""
+    rest = [peft for peft in PEFT if peft not in ("full", "lora")]
+    cases = ["full:1", "full:8", "lora:1", "lora:8", *(f"{peft}:2" for peft in rest)]
+    for case, ranks in on_two_processes(tmp_path, cases).items():
+        assert [rank["num_processes"] for rank in ranks] == [2, 2]
+        shares = [set(rank["rows_of_first_step"]) for rank in ranks]
+        assert not shares[0] & shares[1]
+        assert len(shares[0] | shares[1]) == 8
+        for rank in ranks:
+            assert_same(rank["parameters"], whole_batch[case.partition(":")[0]], tolerance=2e-6)
+        assert ranks[0]["eval"] == ranks[1]["eval"]
+        if case == "on_top:2":
+            assert all("tune_second" in name for name in ranks[0]["parameters"])
 
 
-@pytest.mark.slow
-def test_two_processes_equal_one_for_every_method(tmp_path: Path) -> None:
-    """One launch for all of them. DDP refuses what is trained and gets no gradient."""
-    names = [name for name in PEFT if name not in ("full", "lora")]  # encoder-decoders among them
-    found = on_two_processes(tmp_path, 2, names)
-    for name in names:
-        (tmp_path / name).mkdir()
-        expected, _ = run_steps(tmp_path / name, rows=2, peft=name)
-        for rank in found[name]:
-            assert_same(rank["parameters"], expected, tolerance=2e-6)
-    assert all("tune_second" in name for name in found["on_top"][0]["parameters"])
-
-
-def on_two_processes(folder: Path, rows: int, pefts: list[str]) -> dict[str, list[dict]]:
-    """What each rank came to, by name of `PEFT`."""
+def on_two_processes(folder: Path, cases: list[str]) -> dict[str, list[dict]]:
+    """What each rank came to, by `PEFT:MICRO_BATCH`."""
     config = folder / "accelerate.yaml"
     config.write_text(ACCELERATE_CONFIG.format(num_processes=2))
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
-    command += [str(HERE / "sgd_steps.py"), str(folder), str(rows), ",".join(pefts)]
+    command += [str(HERE / "sgd_steps.py"), str(folder), *cases]
     path = os.pathsep.join([str(HERE.parent), str(HERE.parents[1])])
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    return {peft: [torch.load(folder / f"{peft}_{rank}.pt") for rank in range(2)] for peft in pefts}
+    return {case: [torch.load(folder / f"{case}_{rank}.pt") for rank in range(2)] for case in cases}
 
 
 def test_evaluation_moves_nothing(tmp_path: Path) -> None:
