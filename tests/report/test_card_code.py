@@ -6,17 +6,19 @@ import contextlib
 import io
 import re
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from merging import finished_run
+from merging import finished
 from training import trained_run
 
-from tunecli.config.compose import load_config
+from tunecli.config.compose import compose_run, load_config
+from tunecli.config.data import SystemPolicy
 from tunecli.config.peft import PEFT_SCHEMAS
+from tunecli.config.run import RunConfig
 from tunecli.config.stage import Task
 from tunecli.data.encode import RowEncoder
 from tunecli.data.feed import window_of
@@ -27,16 +29,17 @@ from tunecli.report.card import NAME
 from tunecli.report.card_use import IN_PEFT, SOFT
 from tunecli.run import encoding_of
 
-SMALL = {
-    "lora": ["peft.lora.r=4"],
-    "adalora": ["peft.adalora.init_r=4", "peft.adalora.target_r=2"],
-    "vera": ["peft.vera.r=16"],
-    "oft": ["peft.oft.oft_block_size=16"],
-    "bitfit": ["peft.bitfit.add_missing=true"],
-    "p_tuning": ["peft.p_tuning.encoder_hidden_size=16"],
-    "prefix_tuning": ["peft.prefix_tuning.encoder_hidden_size=16"],
-    "freeze": ["peft.freeze.last_n_layers=1"],
+SMALL: dict[str, dict[str, Any]] = {
+    "lora": {"r": 4},
+    "adalora": {"init_r": 4, "target_r": 2},
+    "vera": {"r": 16},
+    "oft": {"oft_block_size": 16},
+    "bitfit": {"add_missing": True},
+    "p_tuning": {"encoder_hidden_size": 16},
+    "prefix_tuning": {"encoder_hidden_size": 16},
+    "freeze": {"last_n_layers": 1},
 }
+"""Values that fit tiny models."""
 CAUSAL = ["model=tiny_llama", "stage.language_model=causal_lm", "stage.templates=['{text} It was {mask}.']"]
 
 
@@ -76,9 +79,20 @@ def agreeing(run: Path, count: int) -> list[Piece]:
     return pieces
 
 
+@pytest.fixture(scope="module")
+def smoke() -> RunConfig:
+    return compose_run("smoke_sft_lora", []).config
+
+
+def run_of(folder: Path, smoke: RunConfig, methods: dict[str, str], column: str | None = None) -> Path:
+    """A run that trained these entries: name -> method."""
+    peft = {name: PEFT_SCHEMAS[method](**SMALL.get(method, {})) for name, method in methods.items()}
+    return finished(folder, replace(smoke, peft=peft, data=replace(smoke.data, adapter_column=column)))
+
+
 @pytest.mark.parametrize("method", PEFT_SCHEMAS)
-def test_of_every_method(method: str, tmp_path: Path) -> None:
-    run = finished_run(tmp_path / "run", f"peft=[{method}]", *SMALL.get(method, []))
+def test_of_every_method(method: str, smoke: RunConfig, tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", smoke, {method: method})
     ours, *theirs = agreeing(run, 2 if method in IN_PEFT else 1)
     if method in SOFT:
         assert max(ours.ids) >= len(ours.names["tokenizer"])  # its virtual tokens are there
@@ -95,31 +109,34 @@ def assert_same_logits(ours: Piece, theirs: Piece) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "in_peft"),
+    ("methods", "in_peft"),
     [
-        (["+peft@peft.second=lora"], True),
-        (["peft=[lora,ia3]"], False),
-        (["peft=[lora,prompt_tuning]"], False),
-        (["peft=[houlsby,bitfit]", "peft.bitfit.add_missing=true"], False),
-        (["peft=full"], True),
-        (["data.system=replace", "data.system_prompt='Be brief.'"], True),
+        ({}, True),
+        ({"one": "lora", "two": "lora"}, True),
+        ({"one": "lora", "two": "ia3"}, False),
+        ({"one": "lora", "two": "prompt_tuning"}, False),
     ],
-    ids=["two_loras", "lora_ia3", "lora_soft", "ours", "full", "system"],
+    ids=["full", "two_loras", "lora_ia3", "lora_prompt"],
 )
-def test_of_mixtures_and_others(words: list[str], in_peft: bool, tmp_path: Path) -> None:
-    pieces = agreeing(finished_run(tmp_path / "run", *words), 1 + in_peft)
+def test_of_mixtures(methods: dict[str, str], in_peft: bool, smoke: RunConfig, tmp_path: Path) -> None:
+    pieces = agreeing(run_of(tmp_path / "run", smoke, methods), 1 + in_peft)
     if in_peft:
         assert_same_logits(*pieces)
 
 
-@pytest.mark.parametrize(("method", "column"), [("lora", "who"), ("prompt_tuning", "'\"*\"'")])
-def test_of_adapters_of_which_one_is_on(method: str, column: str, tmp_path: Path) -> None:
-    words = ["peft=[]", f"+peft@peft.ann={method}", f"+peft@peft.ben={method}", f"data.adapter_column={column}"]
-    run = finished_run(tmp_path / "run", *words)
+def test_the_system_message_is_there(smoke: RunConfig, tmp_path: Path) -> None:
+    data = replace(smoke.data, system=SystemPolicy.replace, system_prompt="Be brief.")
+    ours, theirs = agreeing(finished(tmp_path / "run", replace(smoke, data=data)), 2)
+    assert ours.ids == theirs.ids and "Be brief." in ours.names["tokenizer"].decode(ours.ids)
+
+
+@pytest.mark.parametrize(("method", "column"), [("lora", "who"), ("prompt_tuning", "*")])
+def test_of_adapters_of_which_one_is_on(method: str, column: str, smoke: RunConfig, tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", smoke, {"ann": method, "ben": method}, column)
     pieces = agreeing(run, 2 if method == "lora" else 1)
+    assert pieces[0].names["path"].endswith("/adapter/ann") and '# or "/adapter/ben"' in pieces[0].code
     other = _executed(pieces[0].code.replace("/adapter/ann", "/adapter/ben"))
-    assert pieces[0].names["path"].endswith("/adapter/ann") and other.said != pieces[0].said
-    assert '"ben"' in pieces[0].code
+    assert other.said != pieces[0].said
 
 
 @pytest.mark.parametrize(

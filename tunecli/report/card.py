@@ -263,7 +263,7 @@ def metadata(
     from huggingface_hub import EvalResult, ModelCardData
 
     hub_data = [source.path for source in training_sources(config.data) if on_hub(source.path)]
-    methods = dict.fromkeys(method.method for method in config.peft.values())
+    methods = dict.fromkeys(method.method for name, method in config.peft.items() if name != HEAD)
     name, hub_id = validation_data(config)
     measured = [
         EvalResult(

@@ -51,7 +51,8 @@ def about_run(
     if after:
         rows = [(code(name), _number(before.get(name)), _number(value)) for name, value in after.items()]
         measured = table(("metric", "before training", "after"), rows)
-        note = "`eval/…` is measured on the validation data, `loss` is that of the last logged training step."
+        note = "`eval/…` is measured on the validation data"
+        note += ", `loss` is that of the last logged training step." if "loss" in after else "."
         sections.append((f"Results{of}", f"{measured}\n\n{note}"))
     return sections
 
@@ -76,7 +77,7 @@ def _recipe(config: RunConfig, run_dir: Path, data: Mapping[str, Any] | None) ->
         ("training data", f"{sources}: {counts}"),
     ]
     if config.data.validation is not None:
-        rows.append(("validation data", code(validation_data(config)[0])))
+        rows.append(("validation data", escaped(validation_data(config)[0])))
     if steps:
         rows.append(("examples seen", _seen(steps * train.global_batch_size, data)))
     rows += [
@@ -92,7 +93,7 @@ def _recipe(config: RunConfig, run_dir: Path, data: Mapping[str, Any] | None) ->
         rows.append(("hardware", _hardware(hardware, config.launch.num_processes or 1)))
     if "seconds" in last:
         minutes, seconds = divmod(round(last["seconds"]), 60)
-        rows.append(("time", f"{minutes} min {seconds} s"))
+        rows.append(("time", f"{minutes} min {seconds} s" if minutes else f"{seconds} s"))
     if packages := environment.get("packages"):
         rows.append(("software", ", ".join(f"{name} {packages[name]}" for name in SOFTWARE if name in packages)))
     return rows

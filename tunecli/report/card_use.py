@@ -85,10 +85,10 @@ class Made:
     @property
     def in_plain_peft(self) -> bool:
         """Whether peft alone loads it to the same model. A head is an adapter of ours."""
-        methods = list(self.methods.values())
-        if self.alternatives:
-            return HEAD not in self.methods and methods[0] in IN_PEFT
-        return bool(methods) and ({*methods} == {"lora"} or (len(methods) == 1 and methods[0] in IN_PEFT))
+        methods = list(self.methods.values())[: 1 if self.alternatives else None]
+        if self.task.has_labels or not methods:
+            return False
+        return {*methods} == {"lora"} or (len(methods) == 1 and methods[0] in IN_PEFT)
 
 
 def made_by(config: RunConfig, run_dir: Path, kind: Result | None = None) -> Made:
@@ -140,14 +140,15 @@ def usage(
         base: what transformers take the base model by, or `builtin:NAME`.
         published: `path` is a repository on the Hub.
     """
-    parts = [_script(_with_tunecli(made, path, published=published), _asked(made, ours=not published))]
+    ours = not published or made.has_virtual_tokens
+    parts = [_script(_with_tunecli(made, path, published=published), _asked(made, ours=ours))]
     asked = _asked(made, ours=False)
     if made.kind is Result.model:
         load = _with_transformers(made, string(weights[0]), tokenizer)
         parts.append(f"or with transformers alone:\n\n{_script(load, asked)}")
     elif made.in_plain_peft:
         load = _with_peft(made, _arguments(made, weights), tokenizer, base)
-        base_form = "" if made.quantization == "none" else f", on the base as it was before it became {made.quantization}"
+        base_form = "" if made.quantization == "none" else f", on the base that is not yet {made.quantization}"
         parts.append(f"or with peft alone{base_form}:\n\n{_script(load, asked)}")
     if note := _choice(made):
         parts.insert(0, note)
@@ -185,15 +186,14 @@ def _of_files(made: Made, path: str) -> str:
 
 def _with_tunecli(made: Made, path: str, *, published: bool) -> list[str]:
     """The first lines, with `path`, `model` and `tokenizer`."""
-    lines = ["import tunecli"]
-    place, others = string(path), [string(name) for name in made.alternatives[1:]]
-    if made.alternatives:
-        place = string(f"{path}/adapter/{made.alternatives[0]}")
+    lines, place, inside = ["import tunecli"], string(path), "/adapter/"
     if published and made.kind is Result.adapters:
         lines.append("from huggingface_hub import snapshot_download")
-        inside = f" + {string('/' + made.alternatives[0])}" if made.alternatives else ""
-        place = f"snapshot_download({string(path)}){inside}"
-    comment = f"  # or {', '.join(others)}" if others else ""
+        place, inside = f"snapshot_download({place})", "/"
+    first, *others = [string(inside + name) for name in made.alternatives] or [""]
+    if first:
+        place = f"{place} + {first}"
+    comment = f"  # or {' or '.join(others)}" if others else ""
     return [*lines, "", f"path = {place}{comment}", "model, tokenizer = tunecli.load(path)"]
 
 
@@ -241,8 +241,7 @@ def _with_peft(made: Made, adapters: Sequence[str], tokenizer: str, base: str) -
 
 
 def _asked(made: Made, *, ours: bool) -> list[str]:
-    """Code that asks `model`. `ours`: by `tunecli.prompt_ids`, as virtual tokens need it in any case."""
-    ours = ours or made.has_virtual_tokens
+    """Code that asks `model`. `ours`: by `tunecli.prompt_ids`, as virtual tokens need it."""
     if isinstance(made.stage, VerbalizeConfig):
         return _fill_gap(made, made.stage, ours=ours)
     return [*_inputs(made, _question(made), ours=ours), *_answer(made)]
@@ -274,7 +273,7 @@ def _inputs(made: Made, question: str, *, ours: bool) -> list[str]:
         question: in Python.
         ours: with `tunecli.prompt_ids`, which knows one text, not a pair.
     """
-    if made.pairs and not made.has_virtual_tokens:
+    if made.pairs and made.task.has_labels and not made.has_virtual_tokens:
         return [f'inputs = tokenizer({question}, "Another text.", return_tensors="pt").to(model.device)']
     if ours:
         ids = f"torch.tensor([tunecli.prompt_ids(path, {question})], device=model.device)"
@@ -337,9 +336,9 @@ def _fill_gap(made: Made, stage: VerbalizeConfig, *, ours: bool) -> list[str]:
     masked = made.task is Task.masked_lm
     sentences = ", ".join(f"({string(start)}, {string(end)})" for start, end in map(_around_gap, stage.templates))
     if masked:
-        text = "start.rstrip() + tokenizer.mask_token * len(word) + end"
         scored = [
-            *_inputs(made, text, ours=ours),
+            "text = start.rstrip() + tokenizer.mask_token * len(word) + end",
+            *_inputs(made, "text", ours=ours),
             'logits = model(**inputs).logits[0, inputs["input_ids"][0] == tokenizer.mask_token_id]',
         ]
     elif ours:
