@@ -40,7 +40,7 @@ def test_it_is_what_the_answer_follows_in_training(method: str, words: list[str]
     ("recipe", "row"),
     [
         ("smoke_classify", {"text": "Ada lives in York .", "label": "good"}),
-        ("smoke_tag", {"tokens": "Ada lives in York .".split(), "tags": ["O"] * 5}),
+        ("smoke_tag", {"tokens": ["Ada", "lives", "in", "York", "."], "tags": ["O"] * 5}),
         ("smoke_mlm", {"text": "Ada lives in York ."}),
     ],
 )

@@ -57,11 +57,9 @@ def test_the_sections_say_what_was_done(tmp_path: Path) -> None:
 @pytest.mark.parametrize("words", [[], ["peft=full"], ["+peft@peft.second=lora"]])
 def test_the_code_is_python(tmp_path: Path, words: list[str]) -> None:
     made = made_by(compose_run("smoke_sft_lora", words).config, tmp_path)
-    for text in (
-        card(tmp_path, *words),
-        for_hub(card(tmp_path, *words), made, "me/x", license="mit", base="you/base"),
-    ):
-        blocks = re.findall(r"```python\n(.*?)```", each, re.DOTALL)
+    local = card(tmp_path, *words)
+    for text in (local, for_hub(local, made, "me/x", license="mit", base="you/base")):
+        blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
         assert len(blocks) == 2
         for block in blocks:
             compile(block, "card", "exec")
