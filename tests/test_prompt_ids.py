@@ -37,19 +37,19 @@ def test_it_is_what_the_answer_follows_in_training(method: str, words: list[str]
 
 @pytest.mark.parametrize("method", ["lora", "prompt_tuning"])
 @pytest.mark.parametrize(
-    ("recipe", "row"),
+    ("recipe", "row", "more"),
     [
-        ("smoke_classify", {"text": "Ada lives in York .", "label": "good"}),
-        ("smoke_tag", {"tokens": ["Ada", "lives", "in", "York", "."], "tags": ["O"] * 5}),
-        ("smoke_mlm", {"text": "Ada lives in York ."}),
+        ("smoke_classify", {"text": "Ada lives in York .", "label": "good"}, ["stage.labels=[bad,good]"]),
+        ("smoke_tag", {"tokens": ["Ada", "lives", "in", "York", "."], "tags": ["O"] * 5}, ["stage.labels=[O,B-X]"]),
+        ("smoke_mlm", {"text": "Ada lives in York ."}, []),
     ],
 )
 def test_of_a_model_that_reads_a_whole_text_it_is_that_text_as_in_training(
-    recipe: str, row: dict[str, Any], method: str, tmp_path: Path
+    recipe: str, row: dict[str, Any], more: list[str], method: str, tmp_path: Path
 ) -> None:
     (tmp_path / "rows.jsonl").write_text(json.dumps(row))
     words = [f"peft=[{method}]", f"data.path={tmp_path / 'rows.jsonl'}", "data.format=auto", "data.validation=null"]
-    config = compose_run(recipe, words).config
+    config = compose_run(recipe, [*words, *more]).config
     peft = {name: entry for name, entry in config.peft.items() if name != "head"}
     lm = load_model(config.model, dtype=torch.float32, device=torch.device("cpu"), task=config.stage.task)
     inject(lm, peft, seed=0)

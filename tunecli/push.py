@@ -36,6 +36,8 @@ from tunecli.report.card_use import Made, made_by, made_of
 
 CONFIG = "tunecli.yaml"
 """What config.yaml is called on the Hub: a download with a file of that name would be taken for a run directory."""
+COMPOSITION = "composition.json"
+"""Beside the folders of several adapters: their order."""
 WEIGHTS = re.compile(r"(adapter_)?model(-\d+-of-\d+)?\.safetensors")
 TEXTS = re.compile(
     r"(adapter_|generation_)?config\.json|composition\.json|model\.safetensors\.index\.json|tokenizer(_config)?\.json|vocab\.(json|txt)"
@@ -111,6 +113,8 @@ def prepare(
         files.append(File(CONFIG, _clean_config(load_config(found.config), base_id)))
     for prefix, folder in found.folders.items():
         files += _files(folder, prefix, base_id)
+    if found.kind is not Result.adapters:
+        files = [file for file in files if file.name != COMPOSITION]  # the order of one
     _check_leaks(files, path)
     notes = []
     if base_id is None and found.base:

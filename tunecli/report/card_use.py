@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
+from transformers import PretrainedConfig
+
 from tunecli.config.cloze import parse_cloze
 from tunecli.config.data import SystemPolicy, training_sources
 from tunecli.config.data_files import is_local
@@ -123,9 +125,7 @@ def made_of(folder: Path, kind: Result) -> Made:
         method = json.loads(saved.read_text(encoding="utf-8"))["peft_type"].lower()
         return Made(kind=kind, methods={folder.name: method})
     if model.is_file():
-        from transformers import AutoConfig
-
-        return Made(kind=kind, task=task_of(AutoConfig.from_pretrained(folder)))
+        return Made(kind=kind, task=task_of(PretrainedConfig.from_pretrained(folder)))
     return Made(kind=kind)
 
 
