@@ -182,3 +182,12 @@ def test_published_alternatives_are_named_by_their_folders(tmp_path: Path) -> No
     assert 'path = snapshot_download("me/x") + "/ann"  # or "/cay"\n' in text
     assert 'PeftModel.from_pretrained(model, "me/x", subfolder="ann")' in text and '"cay")' not in text
     assert "tunecli.prompt_ids" in text and "set_adapter" not in text
+
+
+def test_a_merged_model_is_asked_as_its_run_was_trained(tmp_path: Path) -> None:
+    merging = Merging(base="me/base", revision=None, adapters=("lora",), interpolation=1.0, quantization="none",
+                      dtype="float32", difference=0.1, largest_logit=1.0)  # fmt: skip
+    for words, wanted in ((["data=smoke_text"], 'tokenizer("Hello"'), ([], "apply_chat_template")):
+        config = compose_run("smoke_sft_lora", words).config
+        text = merged_card(config, tmp_path, tmp_path / "m", merging)
+        assert text.count(wanted) == 2 and "prompt_ids" not in text  # no run directory would tell it

@@ -6,6 +6,7 @@ import contextlib
 import io
 import re
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from tunecli.data.feed import window_of
 from tunecli.data.formats import choose_format
 from tunecli.data.rows import Row
 from tunecli.peft_methods.loading import load
+from tunecli.push import prepare
 from tunecli.report.card import NAME
 from tunecli.report.card_use import IN_PEFT, SOFT
 from tunecli.run import encoding_of
@@ -56,10 +58,10 @@ class Piece:
         return self.names["inputs"]["input_ids"][0].tolist()
 
 
-def executed(run: Path) -> list[Piece]:
+def executed(run: Path, changed: Callable[[str], str] = str) -> list[Piece]:
     text = (run / NAME).read_text()
     assert "None" not in text and "Init." not in text
-    return [_executed(code) for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
+    return [_executed(changed(code)) for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
 
 
 def _executed(code: str) -> Piece:
@@ -137,6 +139,30 @@ def test_of_adapters_of_which_one_is_on(method: str, column: str, smoke: RunConf
     assert pieces[0].names["path"].endswith("/adapter/ann") and '# or "/adapter/ben"' in pieces[0].code
     other = _executed(pieces[0].code.replace("/adapter/ann", "/adapter/ben"))
     assert other.said != pieces[0].said
+
+
+@pytest.mark.parametrize(
+    ("methods", "column", "count"),
+    [
+        ({"lora": "lora"}, None, 2),
+        ({"two": "lora", "one": "lora"}, None, 2),
+        ({"two": "ia3", "one": "lora"}, None, 1),  # in their order, which is not that of their names
+        ({"two": "prompt_tuning", "one": "lora"}, "who", 1),
+    ],
+    ids=["one", "two", "ordered", "alternatives"],
+)
+def test_of_a_repository_on_the_hub(
+    methods: dict[str, str], column: str | None, count: int, smoke: RunConfig, tmp_path: Path, monkeypatch
+) -> None:
+    run = run_of(tmp_path / "run", smoke, methods, column)
+    local = executed(run)
+    for file in prepare(run, "me/x").files:
+        (tmp_path / "hub" / file.name).parent.mkdir(parents=True, exist_ok=True)
+        content = file.content if isinstance(file.content, bytes) else file.content.read_bytes()
+        (tmp_path / "hub" / file.name).write_bytes(content)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", str)
+    pieces = executed(tmp_path / "hub", lambda code: code.replace('"me/x"', repr(str(tmp_path / "hub"))))
+    assert [piece.said for piece in pieces] == [local[0].said] * count
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,8 @@ class Made:
     """of the base"""
     quantization: str = "none"
     """of the base"""
+    in_run: bool = False
+    """lies in its run directory, which tells `tunecli.prompt_ids` what it was trained to see"""
 
     @property
     def alternatives(self) -> list[str]:
@@ -94,8 +96,8 @@ class Made:
 
 
 def made_by(config: RunConfig, run_dir: Path, kind: Result | None = None) -> Made:
-    """What a run made. `kind`: Result.model for what its adapters were merged into."""
-    kind = kind or result_kind(config)
+    """What a run made. `kind`: None for what lies in the run directory; else what became of that elsewhere."""
+    made = kind or result_kind(config)
     data, stage = config.data, config.stage
     formats = formats_of(config, run_dir)
     told = [method.template for method in config.peft.values() if isinstance(method, PTuningConfig)]
@@ -103,10 +105,10 @@ def made_by(config: RunConfig, run_dir: Path, kind: Result | None = None) -> Mad
     tasks = list(dict.fromkeys(task_names(training_sources(data)))) if stage.task.has_labels else []
     adds = data.system in (SystemPolicy.add, SystemPolicy.replace)
     return Made(
-        kind=kind,
+        kind=made,
         task=stage.task,
         stage=stage,
-        methods={} if kind is Result.model else {name: each.method for name, each in config.peft.items()},
+        methods={} if made is Result.model else {name: each.method for name, each in config.peft.items()},
         column=data.adapter_column,
         raw=stage.reads is not Task.causal_lm or trained_on_raw_text(data, formats),
         pairs="pair_classification" in formats,
@@ -115,6 +117,7 @@ def made_by(config: RunConfig, run_dir: Path, kind: Result | None = None) -> Mad
         tasks=tasks if len(tasks) > 1 else (),
         revision=config.model.revision,
         quantization=config.model.quantization.value,
+        in_run=kind is None,
     )
 
 
@@ -140,7 +143,7 @@ def usage(
         base: what transformers take the base model by, or `builtin:NAME`.
         published: `path` is a repository on the Hub.
     """
-    ours = not published or made.has_virtual_tokens
+    ours = made.in_run and not published or made.has_virtual_tokens
     parts = [_script(_with_tunecli(made, path, published=published), _asked(made, ours=ours))]
     asked = _asked(made, ours=False)
     if made.kind is Result.model:
@@ -181,7 +184,8 @@ def _choice(made: Made) -> str:
 def _of_files(made: Made, path: str) -> str:
     what = "labels" if made.task.has_labels else "answers"
     task = " --task NAME" if made.tasks else ""
-    return f"`tune predict {path} FILE{task}` {what} every row of a file."
+    pairs = ", pairs of texts as it was trained on too" if made.pairs and made.has_virtual_tokens else ""
+    return f"`tune predict {path} FILE{task}` {what} every row of a file{pairs}."
 
 
 def _with_tunecli(made: Made, path: str, *, published: bool) -> list[str]:
@@ -250,7 +254,7 @@ def _asked(made: Made, *, ours: bool) -> list[str]:
 def _question(made: Made) -> str:
     """What is asked, in Python."""
     if made.columns:
-        return string(json.dumps(dict.fromkeys(made.columns, "A text.")))
+        return repr(json.dumps(dict.fromkeys(made.columns, "A text.")))
     if made.task is Task.masked_lm:
         return 'f"Paris is the {tokenizer.mask_token} of France."'
     if made.task is Task.token_classification:
