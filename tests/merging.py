@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from tunecli.config.compose import Composed, compose_run
-from tunecli.config.run import RunConfig
+from tunecli.config.compose import compose_run
+from tunecli.config.run import RunConfig, to_yaml
 from tunecli.engine.environment import describe_environment
 from tunecli.models.load import load_model, load_tokenizer
 from tunecli.peft_methods.composition import inject
@@ -26,8 +26,11 @@ METRICS = [
 
 def finished_run(folder: Path, *words: str, dtype: torch.dtype = torch.float32, seed: int = 1) -> Path:
     """The run directory `folder` of smoke_sft_lora under overrides; `dtype`: of the frozen weights."""
-    composed = compose_run("smoke_sft_lora", [f"output_dir={folder}", *words])
-    config = composed.config
+    return finished(folder, compose_run("smoke_sft_lora", [f"output_dir={folder}", *words]).config, dtype, seed)
+
+
+def finished(folder: Path, config: RunConfig, dtype: torch.dtype = torch.float32, seed: int = 1) -> Path:
+    """The same of a configuration."""
     lm = tuned_model(config, dtype=dtype, seed=seed)
     result = folder / ("adapter" if config.peft else "model")
     if config.peft:
@@ -35,7 +38,7 @@ def finished_run(folder: Path, *words: str, dtype: torch.dtype = torch.float32, 
     else:
         lm.save_pretrained(result)
     load_tokenizer(config.model).save_pretrained(result)
-    _write_files(folder, composed)
+    _write_files(folder, config)
     return folder
 
 
@@ -54,10 +57,10 @@ def _disturb(lm: PreTrainedModel, seed: int) -> None:
             parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
 
 
-def _write_files(folder: Path, composed: Composed) -> None:
-    (folder / "config.yaml").write_text(composed.text)
+def _write_files(folder: Path, config: RunConfig) -> None:
+    (folder / "config.yaml").write_text(to_yaml(config))
     (folder / "environment.json").write_text(json.dumps(describe_environment() | {"data": {"train": DATA}}))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in METRICS))
     (folder / "checkpoints" / "step_00000010").mkdir(parents=True)
     (folder / "checkpoints" / "step_00000010" / "optimizer.safetensors").write_bytes(b"secret")
-    write_card(composed.config, folder, data=DATA, results={"loss": 5.3, "eval/loss": 5.25, "eval/exact_match": 0.5})
+    write_card(config, folder, data=DATA, results={"loss": 5.3, "eval/loss": 5.25, "eval/exact_match": 0.5})

@@ -23,7 +23,7 @@ import tunecli
 from tests.data.conftest import family, plain_tokenizer, template_text  # noqa: F401 - fixtures
 from tunecli.chat import answering
 from tunecli.chat.answering import _Text, answer
-from tunecli.chat.rendering import Rendering, formats_of
+from tunecli.chat.rendering import Rendering
 from tunecli.chat.session import Session, open_session
 from tunecli.chat.settings import Settings, changed
 from tunecli.chat.terminal import Chat, Wrapping
@@ -34,7 +34,7 @@ from tunecli.config.peft import LoraConfig
 from tunecli.config.run import RunConfig, to_yaml
 from tunecli.data.examples import Messages, PromptCompletion
 from tunecli.data.formats.turns import read_conversation
-from tunecli.data.prompts import trained_on_raw_text
+from tunecli.data.prompts import formats_of, trained_on_raw_text
 from tunecli.data.templates import apply_chat_template_choice
 from tunecli.data.tokenize import Encoding, tokenize
 from tunecli.models.builtin import byte_tokenizer, materialize

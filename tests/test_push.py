@@ -154,7 +154,7 @@ def test_the_result_arrives_and_nothing_else(hub: Hub, run: Path) -> None:
     assert hub.files["adapter_model.safetensors"] == weights.read_bytes()
     assert json.loads(hub.files["adapter_config.json"])["base_model_name_or_path"] == "you/base"
     card = ModelCard(hub.files["README.md"].decode())
-    assert (card.data.license, card.data.base_model) == ("mit", "you/base") and 'tunecli.load("me/x")' in card.text
+    assert (card.data.license, card.data.base_model) == ("mit", "you/base") and 'path = "me/x"' in card.text
     for name, content in hub.files.items():
         assert str(run.parent).encode() not in content, name
     assert yaml.safe_load(hub.files["tunecli.yaml"])["output_dir"] is None
@@ -219,6 +219,7 @@ def test_a_full_run_a_peft_folder_and_two_adapters(tmp_path: Path, run: Path) ->
     assert {"adapter_model.safetensors", "README.md"} <= names(run / "adapter" / "lora")
     two = finished_run(tmp_path / "two", "+peft@peft.second=lora", "data.validation=null")
     assert {"lora/adapter_model.safetensors", "second/adapter_config.json", "tokenizer.json"} <= names(two)
+    assert "composition.json" in names(two)  # their order
     assert not [name for name in names(two) | names(full) if "checkpoint" in name or "optimizer" in name]
 
 

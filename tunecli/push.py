@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,15 @@ from tunecli.config.run import RunConfig, to_yaml
 from tunecli.engine.text import visible
 from tunecli.report.card import NAME as CARD
 from tunecli.report.card import Result, bare_card, for_hub, result_kind
+from tunecli.report.card_use import Made, made_by, made_of
 
 CONFIG = "tunecli.yaml"
 """What config.yaml is called on the Hub: a download with a file of that name would be taken for a run directory."""
+COMPOSITION = "composition.json"
+"""Beside the folders of several adapters: their order."""
 WEIGHTS = re.compile(r"(adapter_)?model(-\d+-of-\d+)?\.safetensors")
 TEXTS = re.compile(
-    r"(adapter_|generation_)?config\.json|model\.safetensors\.index\.json|tokenizer(_config)?\.json|vocab\.(json|txt)"
+    r"(adapter_|generation_)?config\.json|composition\.json|model\.safetensors\.index\.json|tokenizer(_config)?\.json|vocab\.(json|txt)"
     r"|merges\.txt|special_tokens_map\.json|added_tokens\.json|chat_template\.jinja|LICENSE(\.\w+)?|NOTICE(\.\w+)?"
 )
 BINARY_TOKENIZERS = re.compile(r"[\w.-]+\.model|[\w.-]+\.tiktoken")
@@ -102,14 +105,16 @@ def prepare(
     _check_repo(repo)
     found = _find(path.expanduser().resolve())
     base_id = base or (found.base if found.base and _is_hub_id(found.base) else None)
-    names = [name for name in found.folders if name] if found.kind is Result.adapters else []
-    local_card = found.card.read_text(encoding="utf-8") if found.card.is_file() else bare_card(found.kind, found.base)
-    card = for_hub(local_card, found.kind, repo, names=names, license=license, base=base_id)
+    made = _made(found)
+    local_card = found.card.read_text(encoding="utf-8") if found.card.is_file() else bare_card(made, found.base)
+    card = for_hub(local_card, made, repo, license=license, base=base_id)
     files = [File(CARD, card.encode())]
     if found.config is not None:
         files.append(File(CONFIG, _clean_config(load_config(found.config), base_id)))
     for prefix, folder in found.folders.items():
         files += _files(folder, prefix, base_id)
+    if found.kind is not Result.adapters:
+        files = [file for file in files if file.name != COMPOSITION]  # the order of one
     _check_leaks(files, path)
     notes = []
     if base_id is None and found.base:
@@ -250,6 +255,20 @@ def _find(path: Path) -> _Found:
         tokenizer = {".": path.parent} if of_run else {}  # lies there once for all adapters of the run
         return _Found(Result.adapter, {"": path} | tokenizer, path / CARD, None, base)
     raise UserError("holds no result that could be published", where=str(path), fix="a run directory, or its merged/")
+
+
+def _made(found: _Found) -> Made:
+    folder = found.folders[""]
+    if (
+        found.config is None
+        and folder.parent.name == "adapter"
+        and (run := folder.parents[1] / "config.yaml").is_file()
+    ):
+        made = made_by(load_config(run), run.parent, found.kind)  # of one of the run's adapters
+        return replace(made, methods={folder.name: made.methods[folder.name]}, column=None)
+    if found.config is None:
+        return made_of(folder, found.kind)
+    return made_by(load_config(found.config), found.config.parent, found.kind)
 
 
 def _base_of_card(file: Path) -> str | None:

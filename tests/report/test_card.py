@@ -13,7 +13,9 @@ from merging import DATA
 
 from tunecli.config.compose import compose_run
 from tunecli.report.card import Merging, Result, code, escaped, for_hub, merged_card, public, run_card, run_label
+from tunecli.report.card_use import Made, made_by
 
+LORA = Made(kind=Result.adapter, methods={"lora": "lora"})
 NASTY = "a|b`c``d</code><script>x</script>\x1b[31m\n# head"
 
 
@@ -54,10 +56,11 @@ def test_the_sections_say_what_was_done(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("words", [[], ["peft=full"], ["+peft@peft.second=lora"]])
 def test_the_code_is_python(tmp_path: Path, words: list[str]) -> None:
-    for text in (card(tmp_path, *words), for_hub(card(tmp_path, *words), Result.adapters, "me/x", names=["a", "b"],
-                                                 license="mit", base="you/base")):  # fmt: skip
+    made = made_by(compose_run("smoke_sft_lora", words).config, tmp_path)
+    local = card(tmp_path, *words)
+    for text in (local, for_hub(local, made, "me/x", license="mit", base="you/base")):
         blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-        assert len(blocks) >= 2
+        assert len(blocks) == 2
         for block in blocks:
             compile(block, "card", "exec")
 
@@ -118,8 +121,8 @@ def test_of_a_local_base_the_code_says_what_to_put_in(tmp_path: Path) -> None:
     text = card(tmp_path, "model.path=/home/me/secret/base")
     assert 'base = "PATH/TO/base"  # it was a local folder' in text and "secret" not in text
     assert "AutoModelForCausalLM.from_pretrained(base)" in text
-    assert 'base = "PATH/TO/base"' in for_hub(text, Result.adapter, "me/x", names=[], license=None, base=None)
-    assert 'base = "you/base"\n' in for_hub(text, Result.adapter, "me/x", names=[], license=None, base="you/base")
+    assert 'base = "PATH/TO/base"' in for_hub(text, LORA, "me/x", license=None, base=None)
+    assert 'base = "you/base"\n' in for_hub(text, LORA, "me/x", license=None, base="you/base")
     assert 'base = "me/base"\n' in card(tmp_path, "model.path=me/base")
 
 
@@ -132,10 +135,10 @@ def test_how_much_of_the_data_was_seen(tmp_path: Path) -> None:
 
 def test_the_published_card_names_the_repository_and_keeps_what_a_person_wrote(tmp_path: Path) -> None:
     text = card(tmp_path).replace("## Limits", "## Mine\n\nby hand\n\n## Limits")
-    published = for_hub(text, Result.adapter, "me/x", names=[], license="mit", base=None)
+    published = for_hub(text, LORA, "me/x", license="mit", base=None)
     data = ModelCard(published).data
     assert data.license == "mit" and data.base_model is None
-    assert 'tunecli.load("me/x")' in published and str(tmp_path) not in published
+    assert 'path = "me/x"\n' in published and str(tmp_path) not in published
     assert "by hand" in published and "## Limits" in published
 
 
@@ -155,8 +158,36 @@ def test_a_model_with_a_head_is_loaded_and_asked_as_one(tmp_path: Path, recipe: 
     assert "PeftModel" not in text and "CausalLM" not in text and "generate" not in text
     whole = run_card(compose_run(recipe, ["peft=full"]).config, tmp_path, data=DATA, results={})
     assert f"{name}.from_pretrained" in whole
-    published = for_hub(text, Result.adapters, "me/x", names=["lora", "head"], license=None, base="you/base")
-    assert 'tunecli.load(snapshot_download("me/x"))' in published and "id2label" in published
+    made = Made(kind=Result.adapters, task=config.stage.task, methods={"lora": "lora", "head": "freeze"})
+    published = for_hub(text, made, "me/x", license=None, base="you/base")
+    assert 'path = snapshot_download("me/x")\n' in published and "id2label" in published and "Peft" not in published
     for each in (text, whole, published):
         for block in re.findall(r"```python\n(.*?)```", each, re.DOTALL):
             compile(block, "card", "exec")
+
+
+def test_settings_are_in_the_words_of_a_recipe_without_what_goes_without_saying(tmp_path: Path) -> None:
+    words = ["peft=[prompt_tuning,lora]", "peft.lora.use_dora=true", "peft.lora.rank_pattern={q_proj: 8}",
+             "peft.prompt_tuning.init=text", "peft.prompt_tuning.init_text='Why?'"]  # fmt: skip
+    [row] = re.findall(r"^\| method \| (.*) \|$", card(tmp_path, *words), re.MULTILINE)
+    prompt, lora = row.split("; ")
+    assert prompt == "prompt_tuning: num_virtual_tokens 20, init text, init_text `Why?`, init_top_k 5000"
+    assert lora == "lora: r 4, lora_alpha 8, target_modules `all-linear`, use_dora true, rank_pattern `q_proj: 8`"
+
+
+def test_published_alternatives_are_named_by_their_folders(tmp_path: Path) -> None:
+    words = ["peft=[]", "+peft@peft.ann=lora", "+peft@peft.cay=prompt_tuning", "data.adapter_column=who"]
+    config = compose_run("smoke_sft_lora", words).config
+    text = for_hub(card(tmp_path, *words), made_by(config, tmp_path), "me/x", license=None, base="you/base")
+    assert 'path = snapshot_download("me/x") + "/ann"  # or "/cay"\n' in text
+    assert 'PeftModel.from_pretrained(model, "me/x", subfolder="ann")' in text and '"cay")' not in text
+    assert "tunecli.prompt_ids" in text and "set_adapter" not in text
+
+
+def test_a_merged_model_is_asked_as_its_run_was_trained(tmp_path: Path) -> None:
+    merging = Merging(base="me/base", revision=None, adapters=("lora",), interpolation=1.0, quantization="none",
+                      dtype="float32", difference=0.1, largest_logit=1.0)  # fmt: skip
+    for words, wanted in ((["data=smoke_text"], 'tokenizer("Hello"'), ([], "apply_chat_template")):
+        config = compose_run("smoke_sft_lora", words).config
+        text = merged_card(config, tmp_path, tmp_path / "m", merging)
+        assert text.count(wanted) == 2 and "prompt_ids" not in text  # no run directory would tell it

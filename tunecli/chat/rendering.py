@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from copy import copy
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from tunecli.config.data import SystemPolicy, training_sources
+from tunecli.config.data import SystemPolicy
 from tunecli.config.errors import UserError
-from tunecli.config.run import RunConfig
 from tunecli.config.stage import Task
 from tunecli.data.examples import Messages, Unusable
 from tunecli.data.prompts import chat_prompt, raw_prompt
@@ -90,13 +87,3 @@ class Rendering:
         """An end of turn that is no special token to this tokenizer, hence written out by the model."""
         ids = self.tokenizer(self._after_answer, add_special_tokens=False)["input_ids"]
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
-
-
-def formats_of(config: RunConfig, run_dir: Path) -> list[str]:
-    """Names of the formats that the run read its rows with; as configured, where it did not note them."""
-    try:
-        data = json.loads((run_dir / "environment.json").read_text(encoding="utf-8"))["data"]
-        noted = data["train" if "train" in data else "validation"]["formats"]
-    except (OSError, KeyError, ValueError):
-        return [source.format for source in training_sources(config.data)]
-    return [str(name).split(",")[0].split(" (")[0] for name in noted]

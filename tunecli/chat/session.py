@@ -9,13 +9,13 @@ from transformers import PreTrainedModel
 
 from tunecli.assembly.data import encoding_of
 from tunecli.chat.answering import Answer, Piece, answer
-from tunecli.chat.rendering import Message, Rendering, formats_of
+from tunecli.chat.rendering import Message, Rendering
 from tunecli.chat.saving import Saved, Saver, Turn
 from tunecli.chat.settings import Settings
 from tunecli.config.errors import UserError
 from tunecli.config.nearest import did_you_mean
 from tunecli.config.stage import Task
-from tunecli.data.prompts import trained_on_raw_text
+from tunecli.data.prompts import formats_of, trained_on_raw_text
 from tunecli.data.tokens import Encoding
 from tunecli.engine.run_names import names_of
 from tunecli.peft_methods.loading import base_task, load_base, tokenizer_of
@@ -185,8 +185,9 @@ def rendering_of(source: Source) -> Rendering:
     tokenizer = tokenizer_of(source)
     virtual = places_in_saved(source.adapters, tokenizer)
     task = base_task(source)
-    plain = bool(virtual["template"]) or task is Task.seq2seq_lm
+    plain = bool(virtual["template"]) or task is not Task.causal_lm
     if source.run is None or source.run_dir is None:
         return Rendering(tokenizer, Encoding(task=task, **virtual), raw=plain)
+    plain = plain or source.run.stage.reads is not Task.causal_lm
     raw = plain or trained_on_raw_text(source.run.data, formats_of(source.run, source.run_dir))
     return Rendering(tokenizer, replace(encoding_of(source.run, tokenizer), **virtual), raw=raw)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterator
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunecli.config.data import DataConfig, Thinking, training_sources
 from tunecli.config.data_files import is_local
 from tunecli.config.errors import UserError
+from tunecli.config.run import RunConfig
 from tunecli.config.stage import Task
 from tunecli.data.conversation import with_system, without_thinking
 from tunecli.data.examples import Example, Messages, Unusable
@@ -41,6 +44,16 @@ def trained_on_raw_text(data: DataConfig, formats: Collection[str]) -> bool:
     )
 
 
+def formats_of(config: RunConfig, run_dir: Path) -> list[str]:
+    """Names of the formats that the run read its rows with; as configured, where it did not note them."""
+    try:
+        data = json.loads((run_dir / "environment.json").read_text(encoding="utf-8"))["data"]
+        noted = data["train" if "train" in data else "validation"]["formats"]
+    except (OSError, KeyError, ValueError):
+        return [source.format for source in training_sources(config.data)]
+    return [str(name).split(",")[0].split(" (")[0] for name in noted]
+
+
 def _first_examples(data: DataConfig) -> Iterator[Example]:
     """The first row of each source that is still there, as its format reads it."""
     for source in training_sources(data):
@@ -68,13 +81,13 @@ def chat_prompt(messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBa
 
 
 def raw_prompt(text: str, tokenizer: PreTrainedTokenizerBase, encoding: Encoding) -> list[int]:
-    """Ids of a text that the model is to go on with; in a template, of what it makes of the text; of an
-    encoder-decoder, of the source.
+    """Ids of a text that the model is to go on with; in a template, of what it makes of the text; of a model that
+    reads a text as a whole (an encoder-decoder's source, a text to be labelled or with gaps), of that as in training.
 
     Raises Unusable where the template has several columns, which the text does not name.
     """
     encoder = TextEncoder(tokenizer)
-    if encoding.task is Task.seq2seq_lm:
+    if encoding.task is not Task.causal_lm:
         return source_ids(text, encoder, encoding)
     if encoding.template:
         return question(text, encoding, encoder)

@@ -42,7 +42,7 @@ from tunecli.merge.inputs import Inputs, check, find_inputs
 from tunecli.merge.summing import write_sum
 from tunecli.merge.weights import Expected, MergeRefused, average, cast, merge_adapters
 from tunecli.models.load import CLASSES, task_of
-from tunecli.peft_methods.loading import device, dtype_of, tokenizer_of
+from tunecli.peft_methods.loading import base_task, device, dtype_of, tokenizer_of
 from tunecli.peft_methods.source import Source
 from tunecli.report.card import NAME as CARD
 from tunecli.report.card import Merging, merged_card, public, run_label, sum_card
@@ -255,6 +255,7 @@ def _card(inputs: Inputs, target: Path, merged: Merged) -> str:
         dtype=merged.dtype,
         difference=merged.difference,
         largest_logit=merged.largest_logit,
+        task=base_task(source),
     )
     if merged.is_adapter:
         return sum_card(target, merging)

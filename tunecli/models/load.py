@@ -93,6 +93,15 @@ CLASSES = {
     Task.sequence_classification: AutoModelForSequenceClassification,
     Task.token_classification: AutoModelForTokenClassification,
 }
+PIPELINES = {
+    Task.causal_lm: "text-generation",
+    Task.seq2seq_lm: "text-generation",
+    Task.masked_lm: "fill-mask",
+    Task.sequence_classification: "text-classification",
+    Task.token_classification: "token-classification",
+}
+"""What the Hub calls a model for each task, which is transformers' pipeline for it; for encoder-decoders transformers
+have none since version 5."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

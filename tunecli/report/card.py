@@ -16,11 +16,26 @@ from typing import TYPE_CHECKING, Any
 
 from tunecli.config.data import training_sources
 from tunecli.config.paths import display
+from tunecli.config.peft import HEAD
 from tunecli.config.run import RunConfig
+from tunecli.config.stage import Task
+from tunecli.data.tokens import EVERY
+from tunecli.engine.checkpoint import write_atomically
 from tunecli.engine.text import visible
+from tunecli.models.load import PIPELINES
 from tunecli.report.card_about import LIMITS, about_run, data_summary, limits_of, on_hub, validation_data
 from tunecli.report.card_text import code, escaped, public, table
-from tunecli.report.card_use import GENERATION, UNKNOWN, Result, loadable, pipeline_of, relation, result_kind, usage
+from tunecli.report.card_use import (
+    BUILTIN,
+    UNKNOWN,
+    Made,
+    Result,
+    loadable,
+    made_by,
+    relation,
+    result_kind,
+    usage,
+)
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
@@ -70,14 +85,13 @@ class Merging:
     difference: float
     """largest difference of a logit"""
     largest_logit: float
+    task: Task = Task.causal_lm
 
 
 def write_card(
     config: RunConfig, run_dir: Path, *, data: Mapping[str, Any] | None, results: Mapping[str, float]
 ) -> None:
     """Write `README.md`: what was trained on what, the result, and how to load it. `data` None: it was streamed."""
-    from tunecli.engine.checkpoint import write_atomically  # imports torch, which the rest of this module spares
-
     write_atomically(run_dir / NAME, run_card(config, run_dir, data=data, results=results))
 
 
@@ -85,31 +99,35 @@ def run_card(
     config: RunConfig, run_dir: Path, *, data: Mapping[str, Any] | None, results: Mapping[str, float]
 ) -> str:
     """The card of a run's own result."""
-    methods = ", ".join(code(name) for name in config.peft)
-    base = code(public(config.model.path))
-    what = f"An adapter ({methods}) for {base}." if config.peft else f"{base}, every weight of it fine-tuned."
     kind = result_kind(config)
     folder = display(run_dir)
     adapters = [f"{folder}/adapter/{name}" for name in config.peft]
     tokenizer = f"{folder}/adapter" if config.peft else f"{folder}/model"
-    weights = adapters or [tokenizer]
+    made, base = made_by(config, run_dir), loadable(config.model.path)
+    use = usage(made, folder, weights=adapters or [tokenizer], tokenizer=tokenizer, base=base)
     sections = [
-        ("What it is", what),
+        ("What it is", _what(config, made)),
         *about_run(config, run_dir, data, results),
-        (
-            USE,
-            usage(
-                kind,
-                folder,
-                weights=weights,
-                tokenizer=tokenizer,
-                base=loadable(config.model.path),
-                pipeline=pipeline_of(config),
-            ),
-        ),
+        (USE, use),
         ("Limits", limits_of(config)),
     ]
     return _page(metadata(config, kind, results), config.recipe, sections)
+
+
+def _what(config: RunConfig, made: Made) -> str:
+    """A sentence about what came out."""
+    base = code(public(config.model.path))
+    if not config.peft:
+        return f"{base}, every weight of it fine-tuned."
+    names = [code(name) for name in config.peft if name != HEAD]
+    several = f"{len(names)} adapters ({', '.join(names)})"
+    head = " and a new head" if HEAD in config.peft else ""
+    if made.alternatives:
+        how = "each trained by itself for the same task" if made.column == EVERY else "each for rows of its own"
+        return f"{several}{head} for {base}, {how}."
+    if len(names) > 1:
+        return f"{several}{head} for {base}, which work together."
+    return f"An adapter ({names[0]}){head} for {base}." if names else f"A new head for {base}."
 
 
 def merged_card(config: RunConfig | None, run_dir: Path | None, folder: Path, merging: Merging) -> str:
@@ -143,15 +161,15 @@ def merged_card(config: RunConfig | None, run_dir: Path | None, folder: Path, me
             base_model=public(merging.base),
             base_model_relation="finetune",
             library_name="transformers",
-            pipeline_tag=GENERATION,
+            pipeline_tag=PIPELINES[merging.task],
             tags=["tunecli", "merged"],
         )
-        title, limits = folder.name, LIMITS
+        title, limits, made = folder.name, LIMITS, Made(kind=Result.model, task=merging.task)
     else:
         sections += about_run(config, run_dir, data_summary(run_dir), {}, **_whose(merging))
         data = metadata(config, Result.model, {}, more_tags=["merged"])
-        title, limits = config.recipe, limits_of(config)
-    sections += [(USE, usage(Result.model, path, weights=[path], tokenizer=path, base="")), ("Limits", limits)]
+        title, limits, made = config.recipe, limits_of(config), made_by(config, run_dir, Result.model)
+    sections += [(USE, usage(made, path, weights=[path], tokenizer=path, base="")), ("Limits", limits)]
     return _page(data, title, [("What it is", what), *sections])
 
 
@@ -164,12 +182,13 @@ def sum_card(folder: Path, merging: Merging) -> str:
         base_model=base,
         base_model_relation=relation(Result.adapter),
         library_name="peft",
-        pipeline_tag=GENERATION,
+        pipeline_tag=PIPELINES[merging.task],
         tags=["tunecli", "lora", "merged"],
     )
     rows = [("base model", code(base)), ("sum of", ", ".join(_merged(merging)))]
     rows.append(("difference to all of them together", f"{merging.difference:.2g} at most, of a logit"))
-    use = usage(Result.adapter, path, weights=[path], tokenizer=path, base=loadable(merging.base))
+    made = Made(kind=Result.adapter, task=merging.task, methods={"lora": "lora"}, revision=merging.revision)
+    use = usage(made, path, weights=[path], tokenizer=path, base=loadable(merging.base))
     sections = [("What it is", f"One LoRA for {code(base)}, which does what several do together.")]
     sections += [("What was added up", table(("", ""), rows)), (USE, use), ("Limits", LIMITS)]
     return _page(data, folder.name, sections)
@@ -199,28 +218,25 @@ def run_label(run_dir: Path, recipe: str) -> str:
     return f"{code(run_dir.resolve().name)} (recipe {code(recipe)})"
 
 
-def bare_card(kind: Result, base: str | None) -> str:
+def bare_card(made: Made, base: str | None) -> str:
     """The card of a folder that came without one and without a configuration."""
     from huggingface_hub import ModelCardData
 
     data = ModelCardData(
         base_model=public(base) if base else None,
-        base_model_relation=relation(kind) if base else None,
-        library_name="transformers" if kind is Result.model else "peft",
-        pipeline_tag=GENERATION,
+        base_model_relation=relation(made.kind) if base else None,
+        library_name="transformers" if made.kind is Result.model else "peft",
+        pipeline_tag=PIPELINES[made.task],
         tags=["tunecli"],
     )
-    what = "A model." if kind is Result.model else f"An adapter for {code(public(base or 'an unknown base'))}."
+    what = "A model." if made.kind is Result.model else f"An adapter for {code(public(base or 'an unknown base'))}."
     return _page(data, "Model", [("What it is", what), (USE, ""), ("Limits", LIMITS)])
 
 
-def for_hub(
-    text: str, kind: Result, repo: str, *, names: Iterable[str], license: str | None, base: str | None
-) -> str:
+def for_hub(text: str, made: Made, repo: str, *, license: str | None, base: str | None) -> str:
     """The card `text` as it is published: code that loads `repo`, and metadata that hold on the Hub.
 
     Args:
-        names: folders of several adapters.
         base: Hub id of the base model; None takes the field out, as a local name would point at somebody's model.
     """
     from huggingface_hub import ModelCard
@@ -232,17 +248,9 @@ def for_hub(
     if base is None:
         card.data.base_model_relation = None
     elif getattr(card.data, "base_model_relation", None) is None:
-        card.data.base_model_relation = relation(kind)
-    use = usage(
-        kind,
-        repo,
-        weights=[repo],
-        tokenizer=repo,
-        base=base or f"{UNKNOWN}{local}",
-        names=list(names),
-        pipeline=getattr(card.data, "pipeline_tag", None) or GENERATION,
-        published=True,
-    )
+        card.data.base_model_relation = relation(made.kind)
+    named = base or (local if local.startswith(BUILTIN) else f"{UNKNOWN}{local}")
+    use = usage(made, repo, weights=[repo], tokenizer=repo, base=named, published=True)
     section = re.compile(rf"^## {USE}\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
     body = section.sub(lambda _: f"## {USE}\n\n{use}\n\n", card.text)
     return f"---\n{card.data.to_yaml()}\n---\n{body}"
@@ -255,11 +263,11 @@ def metadata(
     from huggingface_hub import EvalResult, ModelCardData
 
     hub_data = [source.path for source in training_sources(config.data) if on_hub(source.path)]
-    methods = dict.fromkeys(method.method for method in config.peft.values())
+    methods = dict.fromkeys(method.method for name, method in config.peft.items() if name != HEAD)
     name, hub_id = validation_data(config)
     measured = [
         EvalResult(
-            task_type=pipeline_of(config),
+            task_type=PIPELINES[config.stage.task],
             dataset_type=hub_id or "private",
             dataset_name=visible(name),
             metric_type=METRICS[metric],
@@ -272,7 +280,7 @@ def metadata(
         base_model=public(config.model.path),
         base_model_relation=relation(kind),
         library_name="transformers" if kind is Result.model else "peft",
-        pipeline_tag=pipeline_of(config),
+        pipeline_tag=PIPELINES[config.stage.task],
         datasets=hub_data or None,
         tags=["tunecli", config.stage.name, *methods, *more_tags],
         model_name=config.recipe if measured else None,

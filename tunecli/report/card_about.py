@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import MISSING, Field, fields
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from tunecli.config.data import training_sources, validation_share, validation_source
 from tunecli.config.data_files import is_local
+from tunecli.config.peft import HEAD, PeftConfig
 from tunecli.config.run import RunConfig, micro_batch_tokens
+from tunecli.config.stage import Objective, PretrainConfig, StageConfig, VerbalizeConfig
 from tunecli.report.card_text import code, escaped, public, table
 from tunecli.report.run_files import json_lines
 
@@ -22,6 +25,12 @@ STAGES = {
     "seq2seq": "text to text (cross-entropy on the targets)",
     "verbalize": "classification by the words for labels in the gap of a template",
     "pretrain": "continued pretraining on documents",
+}
+OBJECTIVES = {
+    Objective.causal_lm: "each token from those before it",
+    Objective.masked_lm: "masked tokens from those around them",
+    Objective.span_corruption: "spans that are taken out",
+    Objective.prefix_lm: "the rest of a text from its beginning",
 }
 
 
@@ -42,7 +51,8 @@ def about_run(
     if after:
         rows = [(code(name), _number(before.get(name)), _number(value)) for name, value in after.items()]
         measured = table(("metric", "before training", "after"), rows)
-        note = "`eval/…` is measured on the validation data, `loss` is that of the last logged training step."
+        note = "`eval/…` is measured on the validation data"
+        note += ", `loss` is that of the last logged training step." if "loss" in after else "."
         sections.append((f"Results{of}", f"{measured}\n\n{note}"))
     return sections
 
@@ -54,19 +64,20 @@ def _recipe(config: RunConfig, run_dir: Path, data: Mapping[str, Any] | None) ->
     revision = f", revision {code(model.revision)}" if model.revision else ""
     quantized = "" if model.quantization.value == "none" else f", in {model.quantization.value}"
     sources = ", ".join(code(public(source.path)) for source in training_sources(config.data))
-    counts = f"{data['examples']:,} examples, {data['trained_tokens']:,} trained tokens" if data else "streamed"
+    learnt = "labels" if config.stage.task.has_labels else "trained tokens"
+    counts = f"{data['examples']:,} examples, {data['trained_tokens']:,} {learnt}" if data else "streamed"
     cut = f"{train.micro_batch_size} examples" if train.micro_batch_size else f"{micro_batch_tokens(config)} tokens"
     steps = last.get("step") or train.max_steps
-    length = f"{steps} steps" if steps else f"{train.num_epochs:g} passes"
+    length = f"{steps} step{'s' if steps > 1 else ''}" if steps else f"{train.num_epochs:g} passes"
     rows = [
         ("recipe", code(config.recipe)),
         ("base model", f"{code(public(model.path))}{revision}{quantized}"),
-        ("stage", STAGES.get(config.stage.name, escaped(config.stage.name))),
+        ("stage", _stage(config.stage)),
         ("method", "; ".join(_method(name, method) for name, method in config.peft.items()) or "full fine-tuning"),
         ("training data", f"{sources}: {counts}"),
     ]
     if config.data.validation is not None:
-        rows.append(("validation data", code(validation_data(config)[0])))
+        rows.append(("validation data", escaped(validation_data(config)[0])))
     if steps:
         rows.append(("examples seen", _seen(steps * train.global_batch_size, data)))
     rows += [
@@ -82,10 +93,22 @@ def _recipe(config: RunConfig, run_dir: Path, data: Mapping[str, Any] | None) ->
         rows.append(("hardware", _hardware(hardware, config.launch.num_processes or 1)))
     if "seconds" in last:
         minutes, seconds = divmod(round(last["seconds"]), 60)
-        rows.append(("time", f"{minutes} min {seconds} s"))
+        rows.append(("time", f"{minutes} min {seconds} s" if minutes else f"{seconds} s"))
     if packages := environment.get("packages"):
         rows.append(("software", ", ".join(f"{name} {packages[name]}" for name in SOFTWARE if name in packages)))
     return rows
+
+
+def _stage(stage: StageConfig) -> str:
+    """What was learnt, and what it was asked with."""
+    what = STAGES.get(stage.name, escaped(stage.name))
+    if isinstance(stage, PretrainConfig):
+        return f"{what} ({OBJECTIVES[stage.objective]})"
+    if isinstance(stage, VerbalizeConfig):
+        templates = ", ".join(map(code, stage.templates))
+        words = ", ".join(f"{code(word)} for {code(label)}" for label, word in stage.verbalizer.items())
+        return f"{what}: {templates}, with {words}" if words else f"{what}: {templates}"
+    return what
 
 
 def _seen(number: int, data: Mapping[str, Any] | None) -> str:
@@ -101,8 +124,15 @@ def _seen(number: int, data: Mapping[str, Any] | None) -> str:
 STARTING = ("method", "init_from", "freeze")
 
 
-def _method(name: str, method: Any) -> str:
-    values = {field.name: getattr(method, field.name) for field in fields(method) if field.name not in STARTING}
+def _method(name: str, method: PeftConfig) -> str:
+    """An entry and its settings, in the words of a recipe."""
+    if name == HEAD:
+        return "a new head for the labels"
+    values = {
+        field.name: getattr(method, field.name)
+        for field in fields(method)
+        if field.name not in STARTING and not _goes_without_saying(field, getattr(method, field.name))
+    }
     if method.init_from is not None:
         values |= {"init_from": public(method.init_from), "freeze": method.freeze}
     shown = ", ".join(f"{key} {_setting(value)}" for key, value in values.items())
@@ -110,8 +140,27 @@ def _method(name: str, method: Any) -> str:
     return f"{label}: {shown}" if shown else label
 
 
+def _goes_without_saying(field: Field[Any], value: Any) -> bool:
+    """Unset or empty, or a default that is a word or leaves things as they are (no dropout, a factor of 1)."""
+    default = field.default_factory() if field.default_factory is not MISSING else field.default
+    return value is None or (value == default and (value in ([], {}, 0, 1) or isinstance(value, Enum)))
+
+
 def _setting(value: Any) -> str:
-    return code(", ".join(map(str, value))) if isinstance(value, list) else escaped(str(value))
+    """As in a recipe."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list):
+        return code(", ".join(map(_word, value)))
+    if isinstance(value, dict):
+        return code(", ".join(f"{name}: {_word(each)}" for name, each in value.items()))
+    return code(value) if isinstance(value, str) else escaped(_word(value))
+
+
+def _word(value: Any) -> str:
+    return str(value.value if isinstance(value, Enum) else value)
 
 
 def _hardware(hardware: Mapping[str, Any], processes: int) -> str:
@@ -129,20 +178,20 @@ def validation_data(config: RunConfig) -> tuple[str, str | None]:
     training = training_sources(config.data)
     name = ", ".join(public(source.path) for source in training)
     only = training[0].path if len(training) == 1 and on_hub(training[0].path) else None
-    return f"{share or 0:g} of the rows of {name}, held out", only
+    return f"{100 * (share or 0):g} % of the rows of {name}, held out", only
 
 
 LIMITS = (
-    "It knows what its base model knows and repeats its mistakes and biases. Nothing here says how it does on other "
-    "kinds of questions than those it was measured on, or that its answers are true or harmless. The licences of the "
-    "base model and of the data apply to it."
+    "It knows what its base model knows and repeats its mistakes and biases. Nothing here says how it does on texts "
+    "unlike those it was measured on, or that what it says is true or harmless. The licences of the base model and "
+    "of the data apply to it."
 )
 
 
 def limits_of(config: RunConfig) -> str:
     if config.data.validation is None:
         return f"{LIMITS} It was trained without validation data."
-    return f"{LIMITS} The results hold for questions like those of the validation data."
+    return f"{LIMITS} The results hold for texts like those of the validation data."
 
 
 def _evaluations(run_dir: Path) -> tuple[dict[str, float], dict[str, float]]:
