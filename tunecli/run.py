@@ -92,6 +92,7 @@ from tunecli.models.seq2seq_policy import Seq2SeqPolicy, shifted
 from tunecli.peft_methods.by_row import route_rows
 from tunecli.peft_methods.composition import inject, rate_factors, step_hooks
 from tunecli.peft_methods.injection import adapter_name, leave_casts_to_autocast
+from tunecli.peft_methods.rehearsal import misfits
 from tunecli.peft_methods.saving import save_adapters
 from tunecli.peft_methods.starting import put_starts_in_place, start_folders
 from tunecli.peft_methods.targets import is_under, task_heads
@@ -130,6 +131,8 @@ def main(config: RunConfig, run_dir: Path) -> int:
     lock = lock_run(run_dir) if accelerator.is_main_process else None
     display = Display(enabled=accelerator.is_main_process, log_file=run_dir / "log.txt")
     config = put_starts_in_place(config, run_dir)
+    if problems := misfits(config, start_folders(config, run_dir)):
+        raise ConfigError(problems)
 
     data = prepare_data(config, show_progress=display.enabled)
     num_examples = _examples_to_train(config, data)
