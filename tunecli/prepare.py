@@ -1,5 +1,5 @@
-"""`python -m tunecli.prepare RUN_DIR`: copy what adapters start from, see that methods fit the model, and fill the token
-cache, before any process group exists.
+"""`python -m tunecli.prepare RUN_DIR`: copy what adapters start from, see that methods fit the model, and fill the
+token cache, before any process group exists.
 
 Several ranks would otherwise wait for one of them inside a collective, which times out on large data.
 """
