@@ -63,7 +63,7 @@ def _shape(model: ModelConfig) -> PretrainedConfig:
 
 
 def _new_weights(config: RunConfig) -> list[str]:
-    """What is trained with a head because no file of the model holds it, such as BERT's pooler: their names, where the
+    """Names of what is trained with a head because no file of the model holds it, such as BERT's pooler; where the
     files are on this disk."""
     path = config.model.path
     if not config.stage.task.has_labels or not (path.startswith("builtin:") or is_local(path)):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,26 @@ from transformers import PreTrainedModel
 
 from tunecli.config.compose import compose_run
 from tunecli.config.errors import UserError
+from tunecli.config.peft import (
+    Attention,
+    BitFitConfig,
+    FreezeConfig,
+    HoulsbyConfig,
+    Ia3Config,
+    LoHaConfig,
+    LoraConfig,
+    LoraInit,
+    OftConfig,
+    PeftConfig,
+    PfeifferConfig,
+    Placement,
+    PrefixTuningConfig,
+    PromptTokens,
+    PromptTuningConfig,
+    PTuningConfig,
+    PTuningV2Config,
+    VeraConfig,
+)
 from tunecli.config.run import RunConfig, with_head
 from tunecli.models import load
 from tunecli.models.load import load_model, load_tokenizer
@@ -19,59 +41,62 @@ from tunecli.peft_methods.rehearsal import expected_head, misfits
 from tunecli.peft_methods.saving import save_adapters
 
 MODELS = {
-    "tiny_llama": ["recipe=smoke_sft_lora"],
-    "tiny_gpt2": ["recipe=smoke_sft_lora", "model=tiny_gpt2"],
-    "tiny_t5": ["recipe=smoke_seq2seq"],
-    "tiny_bert": ["recipe=smoke_classify", "model=tiny_bert", "stage.labels=[a,b,c]"],
+    "tiny_llama": ["smoke_sft_lora"],
+    "tiny_gpt2": ["smoke_sft_lora", "model=tiny_gpt2"],
+    "tiny_t5": ["smoke_seq2seq"],
+    "tiny_bert": ["smoke_classify", "model=tiny_bert", "stage.labels=[a,b,c]"],
 }
-"""recipe's words for each"""
+"""recipe and words for each"""
 
-WORDS = {
-    "no biases": ["peft=bitfit"],
-    "no such layer": ["peft.lora.target_modules=[nonsense]"],
-    "no such pattern": ["peft=freeze", "peft.freeze.patterns=[nope]"],
-    "no such ranks": ["peft.lora.rank_pattern={nonsense: 4}"],
-    "too many layers": ["peft=freeze", "peft.freeze.last_n_layers=3"],
-    "no such prefix layer": ["peft=p_tuning_v2", "peft.p_tuning_v2.layers=[2]"],
-    "no such kind of attention": ["peft=p_tuning_v2", "peft.p_tuning_v2.attention=[cross]"],
-    "no such norm": ["peft=pfeiffer", "peft.pfeiffer.placement=after_norm"],
-    "blocks": ["peft=oft", "peft.oft.oft_block_size=48"],
-    "rank": ["peft.lora.r=100", "peft.lora.init_lora_weights=pissa"],
-    "shared weight": ["peft.lora.target_modules=[lm_head]", "peft.lora.init_lora_weights=olora"],
-    "words": ["peft=prompt_tuning", "peft.prompt_tuning.init_top_k=3"],
-    "unused tokens": ["peft=p_tuning", "peft.p_tuning.tokens=unused"],
-    "invertible": ["peft=houlsby", "peft.houlsby.invertible=true"],
-    "several": ["peft=[bitfit,lora,oft]", "peft.lora.target_modules=[nonsense]", "peft.oft.oft_block_size=48"],
+METHODS: dict[str, list[PeftConfig]] = {
+    "no biases": [BitFitConfig()],
+    "no such layer": [LoraConfig(target_modules=["nonsense"])],
+    "no such pattern": [FreezeConfig(patterns=["nope"])],
+    "no such ranks": [LoraConfig(rank_pattern={"nonsense": 4})],
+    "too many layers": [FreezeConfig(last_n_layers=3)],
+    "no such prefix layer": [PTuningV2Config(layers=[2])],
+    "no such kind of attention": [PTuningV2Config(attention=[Attention.cross])],
+    "no such norm": [PfeifferConfig(placement=Placement.after_norm)],
+    "blocks": [OftConfig(oft_block_size=48)],
+    "rank": [LoraConfig(r=100, init_lora_weights=LoraInit.pissa)],
+    "shared weight": [LoraConfig(target_modules=["lm_head"], init_lora_weights=LoraInit.olora)],
+    "words": [PromptTuningConfig(init_top_k=3)],
+    "unused tokens": [PTuningConfig(tokens=PromptTokens.unused)],
+    "invertible": [HoulsbyConfig(invertible=True)],
+    "several": [BitFitConfig(), LoraConfig(target_modules=["nonsense"]), OftConfig(oft_block_size=48)],
+    "fitting": [LoraConfig(use_dora=True), VeraConfig(), Ia3Config(), PrefixTuningConfig(), PTuningConfig()],
+    "not on GPT-2": [LoHaConfig()],
 }
-FITTING = ["lora", "loha", "vera", "ia3", "houlsby", "prefix_tuning", "p_tuning"]
-WORDS |= {method: [f"peft={method}"] for method in FITTING}  # of which some fit some models only
 
 
-def composed(*words: str) -> RunConfig:
-    recipe, *overrides = words
-    return with_head(compose_run(recipe.removeprefix("recipe="), overrides).config)
+def composed(recipe: str, *words: str) -> RunConfig:
+    return with_head(compose_run(recipe, list(words)).config)
 
 
-def stored(name: str) -> PreTrainedModel:
-    config = composed(*MODELS[name])
+@cache
+def recipe_of(name: str) -> RunConfig:
+    return composed(*MODELS[name])
+
+
+def stored(config: RunConfig) -> PreTrainedModel:
     task, head = config.stage.task, expected_head(config, 2)
     return load_model(config.model, dtype=torch.float32, device=torch.device("cpu"), task=task, head=head)
 
 
-def refusal_of_the_model(name: str, config: RunConfig) -> str:
+def refusal_of_the_model(config: RunConfig) -> str:
     try:
-        inject(stored(name), config.peft, seed=0, tokenizer=load_tokenizer(config.model))
+        inject(stored(config), config.peft, seed=0, tokenizer=load_tokenizer(config.model))
     except UserError as error:
         return str(error)
     return ""
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("words", WORDS.values(), ids=WORDS)
-def test_the_shape_refuses_what_the_model_refuses(name: str, words: list[str]) -> None:
-    config = composed(*MODELS[name], *words)
+@pytest.mark.parametrize("methods", METHODS.values(), ids=METHODS)
+def test_the_shape_refuses_what_the_model_refuses(name: str, methods: list[PeftConfig]) -> None:
+    config = with_head(replace(recipe_of(name), peft={method.method: method for method in methods}))
     said = "\n".join(str(problem) for problem in misfits(config, {}))
-    assert said == refusal_of_the_model(name, config)
+    assert said == refusal_of_the_model(config)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +116,8 @@ def test_it_says_where(words: list[str], expected: str) -> None:
 
 
 def test_all_entries_are_named_at_once() -> None:
-    found = misfits(composed("smoke_sft_lora", *WORDS["several"]), {})
+    several = {method.method: method for method in METHODS["several"]}
+    found = misfits(replace(recipe_of("tiny_llama"), peft=several), {})
     assert [problem.where for problem in found] == [
         "peft.bitfit.add_missing",
         "peft.lora.target_modules",
@@ -118,16 +144,14 @@ def test_a_model_that_is_not_on_this_disk_says_nothing() -> None:
 
 @pytest.mark.parametrize("method", ["lora", "vera", "houlsby", "prefix_tuning", "prompt_tuning"])
 def test_a_start_is_tried_too(method: str, tmp_path: Path) -> None:
-    model = stored("tiny_llama")
+    model = stored(recipe_of("tiny_llama"))
     inject(model, composed("smoke_sft_lora", f"peft={method}").peft, seed=0)
     save_adapters(model, [method], tmp_path, base="builtin:tiny_llama")
     later, folder = composed("smoke_sft_lora", f"peft={method}", f"peft.{method}.init_from=x"), tmp_path / method
     assert misfits(later, {method: folder}) == []
     tensors = load_file(folder / "adapter_model.safetensors")
-    missing = sorted(tensors)[0]
-    save_file(
-        {name: value for name, value in tensors.items() if name != missing}, folder / "adapter_model.safetensors"
-    )
+    tensors.pop(min(tensors))
+    save_file(tensors, folder / "adapter_model.safetensors")
     (problem,) = misfits(later, {method: folder})
     assert "the checkpoint has no weights for 1 of its layers" in problem.what
 
