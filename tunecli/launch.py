@@ -30,8 +30,7 @@ from tunecli.config.errors import ConfigError, Problem, UserError
 from tunecli.config.launch import Strategy
 from tunecli.config.origins import find_origins
 from tunecli.config.paths import display, point_latest_at
-from tunecli.config.peft import HEAD, FreezeConfig
-from tunecli.config.run import RunConfig, to_yaml
+from tunecli.config.run import RunConfig, to_yaml, with_head
 from tunecli.config.run_lock import lock_run
 from tunecli.config.train import Precision
 
@@ -211,13 +210,6 @@ def _resolve(config: RunConfig, run_dir: Path) -> RunConfig:
         launch=replace(config.launch, num_processes=num_processes(config)),
         output_dir=str(run_dir),
     )
-
-
-def with_head(config: RunConfig) -> RunConfig:
-    """With an entry of `peft` that trains the model's head, where it has one and other methods train the rest."""
-    if not config.peft or HEAD in config.peft or not config.stage.task.has_labels:
-        return config
-    return replace(config, peft=config.peft | {HEAD: FreezeConfig(head=True)})
 
 
 def _absolute(path: PathOrNone) -> PathOrNone:

@@ -1,4 +1,5 @@
-"""What `tune check` says about the rows: everything that makes a fine-tune fail although it runs."""
+"""What `tune check` says about the rows: everything that makes a fine-tune fail although it runs. And about methods
+that do not fit the model."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from dataclasses import replace
 from tunecli.assembly.data import Data, prepare_data
 from tunecli.config.data import OnBadRow, first_rows, validation_share
 from tunecli.config.errors import Problem
-from tunecli.config.run import RunConfig
+from tunecli.config.run import RunConfig, with_head
 from tunecli.config.stage import Task
 from tunecli.data import about
 from tunecli.data.lint import (
@@ -22,6 +23,7 @@ from tunecli.data.lint import (
 from tunecli.data.mixture import Mixture
 from tunecli.data.statistics import statistics
 from tunecli.models.load import stop_tokens
+from tunecli.peft_methods.rehearsal import misfits
 from tunecli.peft_methods.starting import find_starts
 
 LISTED = 10
@@ -39,12 +41,12 @@ ADVICE = {
 
 
 def lint(config: RunConfig) -> tuple[list[str], list[Problem], list[Problem]]:
-    """Facts about the data, rows that stop the run, and what is odd but does not.
+    """Facts about the data; what stops the run, in the model's shape and in the rows; and what is odd but does not.
 
     Raises:
         ConfigError: what adapters are to start from cannot be had or does not fit.
     """
-    find_starts(config)
+    unfit = fit_problems(config)
     data = prepare_data(_readable(config), show_progress=True)
     assert data.train is not None
     sides = {"training": data.train} | ({"validation": data.validation} if data.validation else {})
@@ -58,7 +60,19 @@ def lint(config: RunConfig) -> tuple[list[str], list[Problem], list[Problem]]:
     for side, examples in sides.items():
         odd += _duplicates(side, examples)
     facts = list(about.facts(config.data, data.train, data.validation))
-    return (facts, bad, odd) if config.data.on_bad_row is OnBadRow.error else (facts, [], odd)
+    return facts, [*unfit, *(bad if config.data.on_bad_row is OnBadRow.error else [])], odd
+
+
+def fit_problems(config: RunConfig) -> list[Problem]:
+    """What the recipe's methods find wrong with its model, told from its shape.
+
+    Raises:
+        ConfigError: what adapters are to start from cannot be had or does not fit.
+    """
+    starts = find_starts(config)
+    methods = config.peft | {name: start.entry for name, start in starts.items()}
+    known = with_head(replace(config, peft=methods))
+    return misfits(known, {name: start.folder for name, start in starts.items()})
 
 
 def _readable(config: RunConfig) -> RunConfig:

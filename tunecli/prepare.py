@@ -1,5 +1,5 @@
-"""`python -m tunecli.prepare RUN_DIR`: fill the token cache, and copy what adapters start from, before any process
-group exists.
+"""`python -m tunecli.prepare RUN_DIR`: copy what adapters start from, see that methods fit the model, and fill the
+token cache, before any process group exists.
 
 Several ranks would otherwise wait for one of them inside a collective, which times out on large data.
 """
@@ -10,15 +10,18 @@ import sys
 from pathlib import Path
 
 from tunecli.config.compose import load_config
-from tunecli.config.errors import UserError, print_error
+from tunecli.config.errors import ConfigError, UserError, print_error
 
 
 def main(run_dir: Path) -> int:
     from tunecli.assembly.data import prepare_data
-    from tunecli.peft_methods.starting import put_starts_in_place
+    from tunecli.peft_methods.rehearsal import misfits
+    from tunecli.peft_methods.starting import put_starts_in_place, start_folders
 
     try:
         config = put_starts_in_place(load_config(run_dir / "config.yaml"), run_dir)
+        if problems := misfits(config, start_folders(config, run_dir)):
+            raise ConfigError(problems)
         prepare_data(config, show_progress=True)
     except UserError as error:
         print_error(error)

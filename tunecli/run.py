@@ -52,6 +52,7 @@ from tunecli.models.load import (
 )
 from tunecli.models.self_test import Wrapped
 from tunecli.peft_methods.composition import rate_factors, step_hooks
+from tunecli.peft_methods.rehearsal import misfits
 from tunecli.peft_methods.saving import save_adapters
 from tunecli.peft_methods.starting import put_starts_in_place, start_folders
 from tunecli.report.card import write_card
@@ -77,6 +78,8 @@ def main(config: RunConfig, run_dir: Path) -> int:
     lock = lock_run(run_dir) if accelerator.is_main_process else None
     display = Display(enabled=accelerator.is_main_process, log_file=run_dir / "log.txt")
     config = put_starts_in_place(config, run_dir)
+    if problems := misfits(config, start_folders(config, run_dir)):
+        raise ConfigError(problems)
 
     data = prepare_data(config, show_progress=display.enabled)
     num_examples = _examples_to_train(config, data)

@@ -4,7 +4,8 @@ tune check recipe=sft_lora_smollm2 train.micro_batch_size=4
 tune check recipe=sft_lora_llama3_8b --data      reads the rows although they or the tokenizer are on the Hub
 tune check recipe=sft_lora_smollm2 --no-data     the configuration alone, at once
 
-Rows are tokenized as for training, and kept for it. Faults end with status 2; what is only odd is printed.
+Methods are tried on the model's shape where its config.json is on this disk. Rows are tokenized as for training, and
+kept for it. Faults end with status 2; what is only odd is printed.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ def run(args: argparse.Namespace) -> int:
     for path in elsewhere:
         print(f"{path} is no file or folder here, so it is looked for on the Hugging Face Hub")
     if args.data is False or (args.data is None and elsewhere):
+        if args.data is None:
+            _check_model(composed.config, elsewhere)
         print("no problems found in the configuration; the rows were not read: tune check ... --data does")
         return 0
     _check_data(composed.config)
@@ -64,11 +67,28 @@ def _on_the_hub(config: RunConfig) -> list[str]:
     return [path for path in dict.fromkeys(paths) if not path.startswith("builtin:") and not is_local(path)]
 
 
+def _check_model(config: RunConfig, elsewhere: list[str]) -> None:
+    """Where the model, and what adapters start from, are on this disk.
+
+    Raises:
+        ConfigError: methods that do not fit the model.
+    """
+    from tunecli.config.data_files import is_local
+
+    starts = [entry.init_from for entry in config.peft.values() if entry.init_from is not None]
+    if config.model.path in elsewhere or not all(map(is_local, starts)):
+        return
+    from tunecli.lint import fit_problems
+
+    if problems := fit_problems(config):
+        raise ConfigError(problems)
+
+
 def _check_data(config: RunConfig) -> None:
     """Print what the data are and what is odd about them.
 
     Raises:
-        ConfigError: rows that cannot be used.
+        ConfigError: rows that cannot be used, and methods that do not fit the model.
     """
     from tunecli.lint import lint
 

@@ -10,14 +10,23 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from itertools import zip_longest
 from typing import Any
 
 from tunecli.cli.words import split_recipe
 from tunecli.config.errors import UserError
 from tunecli.config.nearest import did_you_mean
 from tunecli.config.paths import GROUPS, config_root, recipe_root, summary
-from tunecli.config.peft_facts import FACTS
+from tunecli.config.peft_facts import FACTS, LETTERS
+
+WIDTH = 100
+"""Of tables, in columns."""
+FACT_WIDTHS = (13, 39, 27, 6, 7)
+COUNT_WIDTHS = (13, 15, 15, 8)
+REFUSED_WIDTHS = (13, WIDTH - 15)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,13 +65,8 @@ def _methods(words: list[str], as_json: bool) -> int:
     if as_json:
         print(json.dumps(rows, indent=2))
         return 0
-    columns = ["name", "trained", "share"] if words else ["name", "adds", "count", "merges", "quantized"]
-    heads = {"adds": "what it trains", "count": "how many", "quantized": "4- and 8-bit bases"}
-    table = [[heads.get(column, column) for column in columns]]
-    table += [[_cell(row[column]) for column in columns] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for line in table:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    for line in _count_lines(rows, words) if words else _fact_lines():
+        print(line)
     print("\nchoose: tune run recipe=NAME peft=METHOD, or several at once: peft=[lora,houlsby]; none: peft=full")
     return 0
 
@@ -76,16 +80,54 @@ def _known() -> list[dict[str, Any]]:
     ]
 
 
+def _fact_lines() -> Iterator[str]:
+    yield from _folded(("name", "what it trains", "how many", "merges", "4/8-bit"), FACT_WIDTHS)
+    for name, facts in FACTS.items():
+        merges = _yes(facts.merges) + (" *" if facts.unmerged_with else "")
+        yield from _folded((name, facts.adds, facts.count, merges, _yes(facts.quantized)), FACT_WIDTHS)
+    yield ""
+    yield from LETTERS
+    yield "merges: the change can become part of the base's weights (tune merge); full leaves a whole model"
+    for name, facts in FACTS.items():
+        if facts.unmerged_with:
+            yield f"* {name}: not with peft.{name}.{facts.unmerged_with}"
+    yield "4/8-bit: works on a base with model.quantization=nf4, fp4 or int8"
+
+
+def _count_lines(rows: list[dict[str, Any]], words: list[str]) -> Iterator[str]:
+    yield from _folded(("name", f"{'trained':>15}", f"{'of':>15}", f"{'share':>8}"), COUNT_WIDTHS)
+    for row in rows:
+        if row["why"]:
+            yield from _folded((row["name"], f"no: {row['why']}"), REFUSED_WIDTHS)
+            yield from _folded(("", f"fix: {row['fix']}"), REFUSED_WIDTHS)
+        else:
+            numbers = (f"{row['trained']:>15,}", f"{row['total']:>15,}", f"{row['share']:>8.3%}")
+            yield from _folded((row["name"], *numbers), COUNT_WIDTHS)
+    yield ""
+    yield "of: all parameters of the model, with those that the method adds: as a run counts them"
+    yield from filter(None, [_note(words)])
+
+
+def _folded(cells: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
+    """The lines of one row of a table."""
+    columns = [textwrap.wrap(cell, width) for cell, width in zip(cells, widths, strict=True)]
+    for line in zip_longest(*columns, fillvalue=""):
+        yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+
+
 def _counted(words: list[str]) -> list[dict[str, Any]]:
     from tunecli.count import counts
+    from tunecli.engine.quiet import no_foreign_bars
 
-    recipe, overrides = split_recipe("ls peft", words)
-    return counts(recipe, overrides)
+    no_foreign_bars()
+    return counts(*split_recipe("ls peft", words))
 
 
-def _cell(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.3%}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+def _note(words: list[str]) -> str:
+    from tunecli.count import head_note
+
+    return head_note(*split_recipe("ls peft", words))
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"

@@ -20,6 +20,8 @@ class Facts:
     quantized: bool
     """works on 4- and 8-bit bases"""
     paper: str
+    unmerged_with: str = ""
+    """the option with which it does not merge, of a method that does"""
     starts_as_base: bool = True
     """untrained, it leaves the model's outputs as they are"""
 
@@ -66,15 +68,22 @@ FACTS: dict[str, Facts] = {
     ),
     "ia3": Facts(
         "factors of keys, values and inner activations",
-        "2 d + d_ff per layer",
+        "2 d_kv + d_ff per layer",
         True,
         True,
         "Liu et al., 2022, arXiv:2205.05638",
     ),
     "ln_tuning": Facts(
-        "the normalisation layers", "d (and d) per norm", True, True, "Zhao et al., 2024, arXiv:2312.11420"
+        "the normalisation layers", "d per norm, 2 d with a bias", True, True, "Zhao et al., 2024, arXiv:2312.11420"
     ),
-    "bitfit": Facts("a shift of each bias", "out per bias", True, True, "Ben Zaken et al., 2022, arXiv:2106.10199"),
+    "bitfit": Facts(
+        "a shift of each bias",
+        "out per bias",
+        True,
+        True,
+        "Ben Zaken et al., 2022, arXiv:2106.10199",
+        unmerged_with="add_missing",
+    ),
     "houlsby": Facts(
         "a bottleneck after attention and after the feed-forward layer",
         "2 (2 d b + b + d) per layer",
@@ -97,7 +106,12 @@ FACTS: dict[str, Facts] = {
         "He et al., 2022, arXiv:2110.04366",
     ),
     "prompt_tuning": Facts(
-        "embeddings in front of the input", "n d", False, True, "Lester et al., 2021, arXiv:2104.08691", False
+        "embeddings in front of the input",
+        "n d",
+        False,
+        True,
+        "Lester et al., 2021, arXiv:2104.08691",
+        starts_as_base=False,
     ),
     "p_tuning": Facts(
         "embeddings at any place of a template, from an LSTM",
@@ -105,7 +119,7 @@ FACTS: dict[str, Facts] = {
         False,
         True,
         "Liu et al., 2021, arXiv:2103.10385",
-        False,
+        starts_as_base=False,
     ),
     "prefix_tuning": Facts(
         "keys and values in each attention layer, from an MLP",
@@ -113,7 +127,7 @@ FACTS: dict[str, Facts] = {
         False,
         True,
         "Li & Liang, 2021, arXiv:2101.00190",
-        False,
+        starts_as_base=False,
     ),
     "p_tuning_v2": Facts(
         "keys and values in each attention layer",
@@ -121,7 +135,7 @@ FACTS: dict[str, Facts] = {
         False,
         True,
         "Liu et al., 2022, arXiv:2110.07602",
-        False,
+        starts_as_base=False,
     ),
     "freeze": Facts(
         "chosen weights of the base: layers, norms, embeddings, or by name",
@@ -132,6 +146,14 @@ FACTS: dict[str, Facts] = {
     ),
 }
 """method -> facts; `tune ls peft` shows them"""
+
+LETTERS = (
+    "in, out: widths of a linear layer; A, B: trained matrices of rank r beside it (adalora: init_r)",
+    "d: width of the model; d_ff: of the inside of its feed-forward layers; d_kv: of a layer's keys",
+    "b: bottleneck_size, or d / reduction_factor; n: num_virtual_tokens; block: oft_block_size",
+    "*: product of elements; (x): Kronecker product",
+)
+"""what stands in them"""
 
 NOT_SUPPORTED: dict[str, str] = {
     **dict.fromkeys(("boft", "hra", "psoft", "road", "osf"), "oft"),

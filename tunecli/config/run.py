@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from omegaconf import MISSING, OmegaConf
 
@@ -10,7 +10,7 @@ from tunecli.config.data import DataConfig
 from tunecli.config.evaluation import EvaluationConfig
 from tunecli.config.launch import LaunchConfig
 from tunecli.config.model import ModelConfig
-from tunecli.config.peft import PeftConfig
+from tunecli.config.peft import HEAD, FreezeConfig, PeftConfig
 from tunecli.config.stage import StageConfig
 from tunecli.config.train import TrainConfig
 
@@ -36,6 +36,13 @@ def micro_batch_tokens(config: RunConfig) -> int | None:
     if config.train.micro_batch_size is not None:
         return None
     return config.train.micro_batch_tokens or max(config.data.max_length, 2048)
+
+
+def with_head(config: RunConfig) -> RunConfig:
+    """With an entry of `peft` that trains the model's head, where it has one and other methods train the rest."""
+    if not config.peft or HEAD in config.peft or not config.stage.task.has_labels:
+        return config
+    return replace(config, peft=config.peft | {HEAD: FreezeConfig(head=True)})
 
 
 def to_yaml(config: RunConfig) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -174,6 +175,35 @@ def load_model(
     return model
 
 
+def config_on_disk(config: ModelConfig) -> PretrainedConfig | None:
+    """What the model says of its shape; None: it would have to be fetched."""
+    source = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    with _explained(AutoConfig, config):
+        try:
+            return AutoConfig.from_pretrained(resolve_path(config.path), local_files_only=True, **source)
+        except OSError:
+            return None
+
+
+def outline(
+    config: ModelConfig, shape: PretrainedConfig, *, task: Task = Task.causal_lm, head: Head | None = None
+) -> PreTrainedModel:
+    """The model that `load_model` gives, on the meta device: its layers and their shapes, no weights.
+
+    Args:
+        shape: the model's own, without the head.
+        head: None: as in `shape`.
+
+    Raises:
+        UserError: transformers has no model of this kind for the task.
+    """
+    shape = copy.deepcopy(shape)
+    for name, value in (head.settings if head is not None else {}).items():
+        setattr(shape, name, value)
+    with torch.random.fork_rng(devices=[]), torch.device("meta"), _explained(CLASSES[task], config):
+        return CLASSES[task].from_config(shape, trust_remote_code=config.trust_remote_code)
+
+
 def _knows(stored: PretrainedConfig, head: Head) -> bool:
     """Whether a stored head is for these labels in this order; one that names none is taken for any."""
     names = [stored.id2label.get(number) for number in range(len(head.labels))]
@@ -255,8 +285,15 @@ def weight_dtype(config: ModelConfig, computed_in: torch.dtype, *, frozen: bool)
 
 
 def _from_pretrained(factory: Any, path: str, config: ModelConfig, **kwargs: Any) -> Any:
-    try:
+    with _explained(factory, config):
         return factory.from_pretrained(path, **kwargs)
+
+
+@contextmanager
+def _explained(factory: Any, config: ModelConfig) -> Iterator[None]:
+    """transformers' complaints about what the user named, in our form."""
+    try:
+        yield
     except OSError as error:
         raise UserError(
             f"cannot load {config.path!r}: {_first_line(error)}",

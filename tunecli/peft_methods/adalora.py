@@ -164,7 +164,7 @@ def unpruned(state: Mapping[str, Tensor], pattern: Mapping[str, list[bool]]) -> 
     """What `saved_pruned` or peft wrote, with zeros where rows were cut off: nothing has to change its size."""
     state = dict(state)
     for key, rows in pattern.items():
-        kept = torch.tensor(rows)
+        kept = torch.tensor(rows, device="cpu")
         for name, tensor in _rows(state, key).items():
             across = name.endswith("lora_B")
             full = tensor.new_zeros((len(tensor), len(kept)) if across else (len(kept), tensor.shape[1]))

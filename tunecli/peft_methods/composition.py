@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tunecli.config.errors import UserError
+from tunecli.config.errors import ConfigError, Problem, UserError
 from tunecli.config.peft import LoraConfig, PeftConfig
 from tunecli.engine.batch import Batch
 from tunecli.engine.step_hook import StepHook
@@ -44,7 +44,8 @@ def inject(
         starts: entry -> peft folder, for entries with `init_from`; those with `freeze` are not trained.
 
     Raises:
-        UserError: a method found nothing in this model to attach to, or a checkpoint does not fit it.
+        UserError: methods found nothing in this model to attach to, all of them at once; or a checkpoint or a start
+            does not fit it.
     """
     starts = starts or {}
     if homeless := [name for name, method in methods.items() if method.init_from and name not in starts]:
@@ -54,11 +55,8 @@ def inject(
         return
     model.requires_grad_(False)
     ids = token_ids(methods, tokenizer)
-    configs = {}
-    for name, method in methods.items():
-        if name not in starts:
-            with _errors_of(name):
-                configs[name] = _peft_config(method, model, tokenizer, ids.get(name, []))
+    new = {name: method for name, method in methods.items() if name not in starts}
+    configs = _peft_configs(new, model, tokenizer, ids)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for name, method in methods.items():
@@ -81,6 +79,27 @@ def trained_off(model: nn.Module, methods: Mapping[str, PeftConfig]) -> Iterator
         yield
     finally:
         activate(model, map(adapter_name, methods))
+
+
+def _peft_configs(
+    methods: Mapping[str, PeftConfig],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    ids: Mapping[str, list[int]],
+) -> dict[str, peft.PeftConfig]:
+    configs: dict[str, peft.PeftConfig] = {}
+    refusals: list[UserError] = []
+    for name, method in methods.items():
+        try:
+            with _errors_of(name):
+                configs[name] = _peft_config(method, model, tokenizer, ids.get(name, []))
+        except UserError as error:
+            refusals.append(error)
+    if len(refusals) == 1:
+        raise refusals[0]
+    if refusals:
+        raise ConfigError([Problem(error.where, error.what, error.fix) for error in refusals])
+    return configs
 
 
 def _peft_config(

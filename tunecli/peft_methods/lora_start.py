@@ -51,20 +51,19 @@ def start(
         UserError: the rank is too large for a layer, a weight is shared, or EVA gets too few tokens.
     """
     layers = dict(_layers(model, adapter))
-    if init not in (*FACTORS, LoraInit.eva) or any(layer.weight.is_meta for layer in layers.values()):
-        return {}  # on the meta device parameters are only counted
+    if init not in (*FACTORS, LoraInit.eva):
+        return {}
     for path, layer in layers.items():
         _check_rank(path, layer, adapter)
+    if init is not LoraInit.eva:
+        _check_shared(model, init, layers)
+    if any(layer.weight.is_meta for layer in layers.values()):
+        return {}  # only shapes are looked at
     if init is LoraInit.eva:
         if batches is None:
             raise ValueError("EVA needs batches to look at")
         _look(model, layers, adapter, batches())
         return {}
-    embedding = model.get_input_embeddings().weight
-    for path, layer in layers.items():
-        if layer.get_base_layer().weight is embedding:
-            what = f"{init.value} would change the input embeddings, which share the weight of {path}"
-            raise UserError(what, where="target_modules", fix=f"leave {path} out, or init_lora_weights=default")
     return {path: _take_out(layer, adapter, FACTORS[init]) for path, layer in layers.items()}
 
 
@@ -79,6 +78,14 @@ def _check_rank(path: str, layer: LoraLayer, adapter: str) -> None:
     if layer.r[adapter] > most:
         what = f"is {layer.r[adapter]} for {path}, which has no more than {most} directions to start from"
         raise UserError(what, where="r", fix=f"r={most} or less, or init_lora_weights=default")
+
+
+def _check_shared(model: PreTrainedModel, init: LoraInit, layers: dict[str, LoraLayer]) -> None:
+    embedding = model.get_input_embeddings().weight
+    for path, layer in layers.items():
+        if layer.get_base_layer().weight is embedding:
+            what = f"{init.value} would change the input embeddings, which share the weight of {path}"
+            raise UserError(what, where="target_modules", fix=f"leave {path} out, or init_lora_weights=default")
 
 
 @torch.no_grad()

@@ -125,7 +125,7 @@ def _start_as_words(rows: nn.Parameter, words: Tensor, config: VirtualTokensPeft
     for i, ids in enumerate(known):
         rows[i] = words[ids].float().mean(0)
     if candidates := config.init_candidates:
-        drawn = torch.randperm(len(candidates))[: len(rows) - len(known)].tolist()
+        drawn = torch.randperm(len(candidates), device="cpu")[: len(rows) - len(known)].tolist()
         rows[len(known) :] = words[[candidates[i] for i in drawn]].float()
 
 
