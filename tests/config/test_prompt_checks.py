@@ -55,7 +55,7 @@ def test_what_is_right_passes(words: list[str]):
             "[positive,negative]",
         ),
         (
-            ["peft=prompt_tuning", "peft.prompt_tuning.init_labels=[a,b,c]", FEW],
+            ["peft=prompt_tuning", "peft.prompt_tuning.init=labels", "peft.prompt_tuning.init_labels=[a,b,c]", FEW],
             "peft.prompt_tuning.init_labels",
             "are 3, and there are 2",
             "num_virtual_tokens=3",

@@ -14,6 +14,7 @@ from tunecli.config.compose import load_config
 from tunecli.config.data_checks import data_problems
 from tunecli.config.data_files import is_local
 from tunecli.config.errors import Problem
+from tunecli.config.idle import idle_problems
 from tunecli.config.language_checks import language_problems
 from tunecli.config.launch import Strategy
 from tunecli.config.nearest import did_you_mean
@@ -78,6 +79,7 @@ def find_problems(config: RunConfig, *, new_run: bool = False) -> list[Problem]:
         *_evaluation(config),
         *_trackers(config.train.trackers),
         *peft_problems(config),
+        *idle_problems(config),
         *_launch(config),
         *_model_path(config),
         *data_problems(config),

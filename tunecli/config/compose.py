@@ -9,7 +9,7 @@ selected and no value is read: the schemas of that selection tell which keys exi
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,7 @@ def compose_run(recipe: str, overrides: list[str]) -> Composed:
         words, problems = check_values(given.values, selection.skeleton)
         set_keys = body.kept | {override.key_or_group for override in given.values}
         missing = missing_values(selection.skeleton, set_keys, primary.where())
-        if problems := [*body.problems, *given.problems, *problems, *missing]:
+        if problems := [*body.problems, *given.problems, *_chosen_twice(selection), *problems, *missing]:
             raise ConfigError(problems)
         composer.write(recipes, body.fallen)
         composed = composer.compose([*given.choices, *words])
@@ -121,6 +121,18 @@ def _sort_body(composer: Composer, selection: Selection) -> _Body:
                 body.problems.append(unknown_key(path, skeleton, where))
         body.notes += _notes(layer, body.fallen[layer.name], options)
     return body
+
+
+def _chosen_twice(selection: Selection) -> Iterator[Problem]:
+    """Entries of `peft` that two options give: the later one would set the values of the recipe back, unseen."""
+    seen: set[KeyPath] = set()
+    for layer in selection.layers:
+        if layer.section in seen:
+            key, option = ".".join(layer.section), layer.name.partition("/")[2]
+            fix = f"choose it once (values: {key}.KEY=VALUE); a second one has a name: +peft@peft.second={option}"
+            yield Problem(key, "is chosen twice, and the later choice would undo what the recipe sets", fix)
+        elif len(layer.section) == 2 and layer.section[0] == "peft":
+            seen.add(layer.section)
 
 
 def _homeless(layer: Layer, skeleton: DictConfig) -> Problem | None:
