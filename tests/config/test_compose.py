@@ -167,7 +167,7 @@ def test_every_problem_of_the_command_line_is_reported_at_once():
         "no key 'peft.lora.rank'": "did you mean peft.lora.r?",
         "no key 'lr'": "did you mean train.learning_rate?",
         "train.max_steps is 'abc'": "whole number",
-        "train.trackers is a list": "train.trackers=[VALUE]",
+        "train.trackers takes a list": "train.trackers=[VALUE]",
         "train.max_grad_norm cannot be null": "tune show",
         "train.lr_scheduler is 'cosin'": "did you mean cosine?",
         "'++seed=1'": "seed=VALUE",

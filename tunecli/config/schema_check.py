@@ -118,7 +118,9 @@ def _wrong_type(key: str, message: str, where: str) -> Problem:
             where, f"{key} has an entry that is no mapping", f"{key}=[{{path: a.jsonl}}, {{path: b.jsonl}}]"
         )
     if "is not a ListConfig, list or tuple" in message:
-        return Problem(where, f"{key} is a list", f"{key}=[VALUE] or [VALUE, VALUE]")
+        return Problem(where, f"{key} takes a list", f"{key}=[VALUE] or [VALUE, VALUE]")
+    if re.match(r"Cannot assign \w+ to Dict|Cannot merge DictConfig with ListConfig", message):
+        return Problem(where, f"{key} takes names with values", f"'{key}={{NAME: VALUE}}'")
     if message.startswith("Incompatible value 'None'"):
         return Problem(where, f"{key} cannot be null", "`tune show` prints the values in use")
     return Problem(where, f"{key}: {message}", "`tune show` prints the values in use")
