@@ -119,7 +119,9 @@ def _sort_body(composer: Composer, selection: Selection) -> _Body:
                 body.fallen[layer.name].add(path)
             else:
                 body.problems.append(unknown_key(path, skeleton, where))
-        body.notes += _notes(layer, body.fallen[layer.name], options)
+        now = {group: ",".join(names) for group, names in options.items()}
+        now["peft"] = ",".join(map(str, skeleton.peft)) or now.get("peft", "none")
+        body.notes += _notes(layer, body.fallen[layer.name], now)
     return body
 
 
@@ -154,14 +156,14 @@ def _names_source(path: KeyPath) -> bool:
     return len(path) > 1 and path[1] in SOURCE_KEYS.get(path[0], ())
 
 
-def _notes(layer: Layer, fallen: set[KeyPath], options: dict[str, list[str]]) -> list[str]:
-    """One line for each group that lost values: which, where they stood, and what is chosen now."""
+def _notes(layer: Layer, fallen: set[KeyPath], now: dict[str, str]) -> list[str]:
+    """One line for each group that lost values: which, where they stood, and what there is `now`."""
     notes = []
     for group in dict.fromkeys(path[0] for path in layer.file.body() if path in fallen):
         lines = {path: line for path, line in layer.file.body().items() if path in fallen and path[0] == group}
         names = ", ".join(".".join(path) for path in lines)
-        now = ",".join(options[group]) or "none"
-        notes.append(f"{layer.file.where(min(lines.values()))}: {names} fell away, as {group} is now {now}")
+        there = now.get(group) or "none"
+        notes.append(f"{layer.file.where(min(lines.values()))}: {names} fell away, as {group} is now {there}")
     return notes
 
 
