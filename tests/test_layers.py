@@ -27,7 +27,7 @@ ROWS: dict[str, set[str]] = {
     "worker": {"config", "engine", "run"},
     "preview": {"config", "engine", "data", "report", "run"},
     "chat": {"config", "engine", "models", "data", "peft_methods", "run"},
-    "merge": {"config", "models", "data", "peft_methods", "report", "run"},
+    "merge": {"config", "engine", "models", "data", "peft_methods", "report", "run"},
     "scoring": {"config", "ops", "engine", "models", "data", "peft_methods", "evaluation", "stages", "report", "run"},
     "push": {"config", "engine", "report"},
     "count": {"config", "models", "peft_methods"},

@@ -23,6 +23,7 @@ from tunecli.config.peft import (
     BitFitConfig,
     HoulsbyConfig,
     Ia3Config,
+    LoKrConfig,
     LoraConfig,
     LoraInit,
     ParallelConfig,
@@ -63,6 +64,8 @@ def test_every_method_of_peft_is_here_or_refused_by_name() -> None:
 @pytest.mark.parametrize(
     ("method", "where", "fix"),
     [
+        (LoKrConfig(decompose_factor=10**6), "decompose_factor", "peft.mine.decompose_factor=-1"),
+        (HoulsbyConfig(reduction_factor=1e6), "reduction_factor", "or less"),
         (BitFitConfig(), "add_missing", "peft.mine.add_missing=true, which gives"),
         (PfeifferConfig(placement=Placement.after_norm), "placement", "peft.mine.placement=before_norm"),
         (LoraConfig(r=999, init_lora_weights=LoraInit.pissa), "r", "or peft.mine.init_lora_weights=default"),
