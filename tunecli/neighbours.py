@@ -143,7 +143,9 @@ def show(tokens: list[VirtualToken], measure: str) -> None:
         before = token.entry
         table.add_row(f"{token.entry} {token.number}", *(_cell(near) for near in token.nearest))
     console = Console()
-    console.print(table, width=None if console.is_terminal else WIDE, crop=False)
+    if not console.is_terminal:
+        console.width = WIDE
+    console.print(table)
 
 
 def _cell(near: Neighbour) -> str:

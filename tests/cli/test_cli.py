@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from tunecli import cli, launch
-from tunecli.cli import main
+from tunecli.cli import check, main
 from tunecli.config.compose import compose_run, load_config
 from tunecli.config.paths import GROUPS, option_names, recipe_names
 
@@ -238,3 +238,8 @@ def test_a_signal_before_a_run_can_save_ends_it_with_one_line(number: signal.Sig
     (line,) = done.stderr.split("\n")[1:-1]
     assert "nothing was saved" in line and "tune resume" in line and "starts it again" in line
     assert json.loads((tmp_path / "status.json").read_text())["state"] == "interrupted"
+
+
+def test_full_fine_tuning_is_said_in_words():
+    found = check.derived(compose_run("smoke_sft_lora", ["peft=[]"]).config)
+    assert found["trains"].startswith("every weight: full fine-tuning")
