@@ -28,7 +28,7 @@ ROWS: dict[str, set[str]] = {
     "worker": {"config", "engine", "run"},
     "preview": {"config", "engine", "data", "report", "assembly"},
     "chat": {"config", "engine", "models", "data", "peft_methods", "assembly"},
-    "merge": {"config", "models", "data", "peft_methods", "report", "assembly"},
+    "merge": {"config", "engine", "models", "data", "peft_methods", "report", "assembly"},
     "scoring": {"config", "ops", "engine", "models", "data", "peft_methods", "evaluation", "stages", "report"}
     | {"assembly"},
     "push": {"config", "engine", "report"},

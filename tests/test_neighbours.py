@@ -16,7 +16,7 @@ from tunecli.config.model import ModelConfig
 from tunecli.config.peft import LoraConfig, PeftConfig, PromptInit, PromptTuningConfig
 from tunecli.models.builtin import PREFIX, byte_tokenizer
 from tunecli.models.load import load_model, resolve_path
-from tunecli.neighbours import neighbours
+from tunecli.neighbours import Neighbour, VirtualToken, neighbours, show
 from tunecli.peft_methods.composition import inject
 from tunecli.peft_methods.saving import save_adapters
 
@@ -100,3 +100,9 @@ def test_the_command(tmp_path, capsys):
     assert answer["tokens"][0]["nearest"][0]["word"] == "R"
     assert main(["show", "recipe=smoke_sft_lora", "--words"]) == 2
     assert "--words is for one run" in capsys.readouterr().err
+
+
+def test_words_stay_whole_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    word = "internationalisation"
+    show([VirtualToken("an_entry_with_a_long_name", 1, [Neighbour(word, 0.5)] * 5)], "cosine")
+    assert capsys.readouterr().out.count(word) == 5

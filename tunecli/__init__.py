@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 
 # Advises to install an optional kernel, to everybody whose CPU could use it, at import.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+# Of the cast of its inputs an 8-bit layer tells at every call.
+logging.getLogger("bitsandbytes.autograd._functions").addFilter(
+    lambda record: not str(record.msg).startswith("MatMul8bitLt: inputs will be cast")
+)
 
 __version__ = version("tunecli")
 __all__ = ["__version__", "load", "prompt_ids"]

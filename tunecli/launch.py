@@ -252,6 +252,8 @@ def _start(plan: Plan) -> int:
             return status
     sys.stdout.flush()
     if plan.config.launch.num_processes == 1:
+        if sys.platform != "win32":  # until the worker can end in good order; it takes them up again
+            signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
         os.execv(last[0], last)
     return _supervise(last, plan.run_dir)
 

@@ -26,6 +26,8 @@ from tunecli.peft_methods.loading import load_base, tokenizer_of
 from tunecli.peft_methods.source import ADAPTER, Source, find_source
 
 NEAREST = 5
+WIDE = 240
+"""Columns of the table where it goes into a file or a pipe."""
 CHUNK = 16
 """Virtual tokens that are compared with the whole vocabulary at once."""
 
@@ -133,14 +135,17 @@ def show(tokens: list[VirtualToken], measure: str) -> None:
     table = Table(title=f"words nearest by {measure} {'similarity' if measure == 'cosine' else 'distance'}")
     table.add_column("token", no_wrap=True)
     for number in range(NEAREST):
-        table.add_column(f"{number + 1}.", no_wrap=False)
+        table.add_column(f"{number + 1}.", overflow="fold")
     before = None
     for token in tokens:
         if before is not None and token.entry != before:
             table.add_section()
         before = token.entry
         table.add_row(f"{token.entry} {token.number}", *(_cell(near) for near in token.nearest))
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console.width = WIDE
+    console.print(table)
 
 
 def _cell(near: Neighbour) -> str:

@@ -9,16 +9,16 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tunecli.config.compose import load_config
 from tunecli.config.errors import ConfigError, UserError, print_error
 
 
 def main(run_dir: Path) -> int:
-    from tunecli.assembly.data import prepare_data
-    from tunecli.peft_methods.rehearsal import misfits
-    from tunecli.peft_methods.starting import put_starts_in_place, start_folders
-
     try:
+        from tunecli.assembly.data import prepare_data
+        from tunecli.config.compose import load_config
+        from tunecli.peft_methods.rehearsal import misfits
+        from tunecli.peft_methods.starting import put_starts_in_place, start_folders
+
         config = put_starts_in_place(load_config(run_dir / "config.yaml"), run_dir)
         if problems := misfits(config, start_folders(config, run_dir)):
             raise ConfigError(problems)
@@ -26,6 +26,8 @@ def main(run_dir: Path) -> int:
     except UserError as error:
         print_error(error)
         return error.exit_status
+    except KeyboardInterrupt:  # the launcher, which got it too, says so
+        return 130
     return 0
 
 

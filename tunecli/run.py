@@ -31,6 +31,7 @@ from tunecli.data.sample import drawn
 from tunecli.engine.checkpoint import (
     Checkpoint,
     complete_checkpoints,
+    follow_umask,
     restore_best,
     restore_optimizer,
     restore_parameters,
@@ -169,6 +170,7 @@ def save_result(config: RunConfig, policy: Wrapped, data: Data, run_dir: Path) -
             policy.lm.config.save_pretrained(result)  # with the names of the labels
     else:
         policy.lm.save_pretrained(result)
+        follow_umask(result)
     data.tokenizer.save_pretrained(result)
     summary = data.train.summary if data.train is not None else None
     write_card(config, run_dir, data=summary, results=_results(run_dir))
@@ -213,7 +215,8 @@ def _announce(
     processes = "1 process" if number == 1 else f"{number} processes"
     tokens = micro_batch_tokens(config)
     cut = f"{train.micro_batch_size} examples" if tokens is None else f"up to {tokens} tokens"
-    display.note(f"trains {trained:,} of {total:,} parameters ({trained / total:.2%}), {precision}")
+    full = "" if config.peft else ": full fine-tuning, as `peft` has no entry"
+    display.note(f"trains {trained:,} of {total:,} parameters ({trained / total:.2%}), {precision}{full}")
     for name, entry in config.peft.items():
         if entry.init_from is not None:
             display.note(f"{name} starts from {typed(Path(entry.init_from))}{', frozen' if entry.freeze else ''}")

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
-from tunecli.config.compose import load_config
 from tunecli.config.errors import TrainingStopped, UserError, print_error
+from tunecli.config.paths import display
 from tunecli.engine.quiet import no_foreign_bars
 
 
 def main(run_dir: Path) -> int:
+    from tunecli.config.compose import load_config
+
     config = load_config(run_dir / "config.yaml")
     alone = config.launch.num_processes == 1
     _quieten_libraries()
@@ -31,6 +35,8 @@ def main(run_dir: Path) -> int:
         if isinstance(error, TrainingStopped) and not alone:
             return 0
         return status
+    except KeyboardInterrupt:  # the second Ctrl-C
+        status = _interrupted(run_dir, signal.SIGINT)
     return status if alone else 0
 
 
@@ -38,9 +44,29 @@ def _quieten_libraries() -> None:
     """Progress bars belong to a terminal and one rank; these warnings are about what was chosen on purpose."""
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
     warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
-    warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
     if os.environ.get("RANK", "0") != "0" or not sys.stderr.isatty():
         no_foreign_bars()
+
+
+def _end_at_once(number: int, frame: FrameType | None) -> NoReturn:
+    """At a signal while torch and the like are imported: an exception would come up anywhere in them. Once there is
+    something to save, `StopSignal` takes this place."""
+    status = _interrupted(Path(sys.argv[1]), number)
+    _leave(status if os.environ.get("WORLD_SIZE", "1") == "1" else 0)
+
+
+def _interrupted(run_dir: Path, number: int) -> int:
+    """Say and note down that the run ended without saving. Returns its exit status."""
+    status = 128 + number
+    if os.environ.get("RANK", "0") == "0":
+        saved = (run_dir / "checkpoints").glob("step_*/manifest.json")
+        step = max((int(manifest.parent.name.removeprefix("step_")) for manifest in saved), default=0)
+        again = f"goes on after step {step}" if step else "starts it again"
+        print(f"\nstopped, nothing was saved: tune resume {display(run_dir)} {again}", file=sys.stderr)
+        (run_dir / "status.json").write_text(
+            json.dumps({"state": "interrupted", "step": step, "exit_status": status})
+        )
+    return status
 
 
 def _leave(status: int) -> NoReturn:
@@ -55,4 +81,8 @@ def _leave(status: int) -> NoReturn:
 
 
 if __name__ == "__main__":
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _end_at_once)
+    if sys.platform != "win32":  # what came since `launch` blocked them comes now
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
     _leave(main(Path(sys.argv[1])))

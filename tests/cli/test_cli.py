@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import yaml
 
 from tunecli import cli, launch
-from tunecli.cli import main
+from tunecli.cli import check, main
 from tunecli.config.compose import compose_run, load_config
 from tunecli.config.paths import GROUPS, option_names, recipe_names
 
@@ -209,3 +210,36 @@ def test_env_says_what_bug_reports_need(capsys: pytest.CaptureFixture[str]):
     assert main(["env"]) == 0
     text = capsys.readouterr().out
     assert f"torch: {environment['packages']['torch']}" in text and "gpus: " in text and "cpu_computes_bf16: " in text
+
+
+def test_ctrl_c_ends_a_verb_with_one_line_also_where_a_library_makes_something_else_of_it(monkeypatch, capsys):
+    def interrupted(words: list[str]) -> int:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise AttributeError("while a library cleans up")
+
+    monkeypatch.setattr("tunecli.cli._dispatch", interrupted)
+    assert main(["check", "recipe=smoke_sft_lora"]) == 130
+    assert capsys.readouterr().err == "\ntune check: interrupted\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_a_run_can_save_ends_it_with_one_line(number: signal.Signals, tmp_path: Path):
+    """As `launch` does it: blocked until the worker is there to take it up."""
+    code = (
+        "import os, signal, sys\n"
+        f"signal.pthread_sigmask(signal.SIG_BLOCK, [{number}])\n"
+        f"os.kill(os.getpid(), {number})\n"
+        "os.execv(sys.executable, [sys.executable, '-m', 'tunecli.worker', sys.argv[1]])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 128 + number
+    (line,) = done.stderr.split("\n")[1:-1]
+    assert "nothing was saved" in line and "tune resume" in line and "starts it again" in line
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == "interrupted"
+
+
+def test_full_fine_tuning_is_said_in_words():
+    found = check.derived(compose_run("smoke_sft_lora", ["peft=[]"]).config)
+    assert found["trains"].startswith("every weight: full fine-tuning")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -137,3 +138,15 @@ def test_names_written_here_are_those_of_the_tables():
 
     assert set(data_checks.FORMATS) == set(FORMATS)
     assert set(data_checks.CHAT_TEMPLATES) == set(NAMED)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_the_fix_of_a_schedule_without_room_is_not_what_is_set_already_and_works(steps: int):
+    words = ["peft=adalora", f"train.max_steps={steps}", "train.warmup_steps=0"]
+    for own in ([], ["peft.adalora.tinit=0.6", "peft.adalora.tfinal=0.5"]):
+        problems = [problem for problem in problems_of(*words, *own) if problem.where == "peft.adalora"]
+        for problem in problems:
+            mended = re.findall(r"[a-z_A-Z.]+=[\d.]+", problem.fix)
+            assert set(mended) - {*words, *own}
+            assert "peft.adalora" not in [left.where for left in problems_of(*words, *own, *mended)]
+        assert problems or (steps == 5 and not own)

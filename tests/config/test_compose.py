@@ -10,6 +10,7 @@ from tunecli.config.compose import compose_run, load_config
 from tunecli.config.errors import ConfigError, UserError
 from tunecli.config.model import Quantization
 from tunecli.config.peft import BitFitConfig, LoraConfig
+from tunecli.config.peft_facts import BY_VALUES
 
 
 def problems_of(recipe: str, *overrides: str) -> list[tuple[str, str, str]]:
@@ -70,6 +71,35 @@ def test_several_methods_keep_their_order(recipe: str, order: list[str]):
     assert list(config.peft) == order
     assert isinstance(config.peft["lora"], LoraConfig) and config.peft["lora"].r == 7
     assert isinstance(config.peft["bitfit"], BitFitConfig)
+
+
+@pytest.mark.parametrize("option", ["lora", "ia3"])
+def test_an_entry_is_not_chosen_twice_as_the_later_choice_would_undo_the_recipe(option: str):
+    ((where, what, fix),) = problems_of("smoke_sft_lora", "peft=[lora]", f"+peft@peft.lora={option}")
+    assert where == "peft.lora" and "twice" in what and f"+peft@peft.second={option}" in fix
+
+
+@pytest.mark.parametrize(
+    ("word", "what", "fix"),
+    [
+        ("peft=qlora", "qlora is no method", "peft=lora model.quantization=nf4"),
+        ("peft=DoRA", "DoRA is no method", "peft.lora.use_dora=true"),
+        ("peft=lora+", "lora+ is no method", "loraplus_lr_ratio"),
+        ("peft=pissa", "pissa is no method", "init_lora_weights=pissa"),
+        ("peft.dora.r=2", "dora is no method", "peft.lora.use_dora=true"),
+        ("peft.houlsby.dropout=0.1", "no entry 'houlsby' in peft, which has lora", "peft=[lora,houlsby]"),
+        ("peft.loar.r=2", "no entry 'loar'", "did you mean lora?"),
+        ("peft.second=lora", "no entry 'second'", "+peft@peft.second=lora"),
+    ],
+)
+def test_a_method_by_another_name_or_not_chosen_is_refused_with_the_words_to_type(word: str, what: str, fix: str):
+    ((_, said, mend),) = problems_of("smoke_sft_lora", word)
+    assert what in said and fix in mend
+
+
+def test_values_that_a_hint_names_exist():
+    for words in BY_VALUES.values():
+        compose_run("smoke_sft_lora", words.split())
 
 
 def test_a_second_lora_has_values_of_its_own():
@@ -137,7 +167,7 @@ def test_every_problem_of_the_command_line_is_reported_at_once():
         "no key 'peft.lora.rank'": "did you mean peft.lora.r?",
         "no key 'lr'": "did you mean train.learning_rate?",
         "train.max_steps is 'abc'": "whole number",
-        "train.trackers is a list": "train.trackers=[VALUE]",
+        "train.trackers takes a list": "train.trackers=[VALUE]",
         "train.max_grad_norm cannot be null": "tune show",
         "train.lr_scheduler is 'cosin'": "did you mean cosine?",
         "'++seed=1'": "seed=VALUE",
@@ -161,7 +191,7 @@ def test_every_problem_of_a_recipe_is_reported_with_its_line(write):
         ("mine.yaml:9", "train.precision is 'bf15'"),
         ("mine.yaml:10", "'train.max_steps' is a dotted key"),
         ("mine.yaml:12", "peft.lora.r is 'a'"),
-        ("mine.yaml:13", "there is no key 'peft.bitfit'"),
+        ("mine.yaml:13", "there is no entry 'bitfit' in peft, which has lora"),
         ("mine.yaml:14", "there is no key 'hydra.x'"),
         ("command line", "seed is 'x'"),
     }

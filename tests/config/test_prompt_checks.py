@@ -55,7 +55,7 @@ def test_what_is_right_passes(words: list[str]):
             "[positive,negative]",
         ),
         (
-            ["peft=prompt_tuning", "peft.prompt_tuning.init_labels=[a,b,c]", FEW],
+            ["peft=prompt_tuning", "peft.prompt_tuning.init=labels", "peft.prompt_tuning.init_labels=[a,b,c]", FEW],
             "peft.prompt_tuning.init_labels",
             "are 3, and there are 2",
             "num_virtual_tokens=3",
@@ -94,7 +94,7 @@ def test_what_is_right_passes(words: list[str]):
             "20 virtual tokens alone fill it",
             "max_length=40",
         ),
-        (["peft=p_tuning", "+peft@peft.second=p_tuning"], "peft", "each have a template", "one p_tuning"),
+        (["peft=p_tuning", "+peft@peft.second=p_tuning"], "peft", "each have a template", "keep p_tuning; prompt_"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_once_with_a_fix(words: list[str], where: str, what: str, fix: str):

@@ -17,10 +17,11 @@ from transformers import PreTrainedModel
 from tuners import disturbed, gradients
 
 import tunecli
+from tunecli.chat.once import answer_once
 from tunecli.chat.session import open_session
 from tunecli.chat.settings import Settings
 from tunecli.config.checks import find_problems
-from tunecli.config.compose import compose_run
+from tunecli.config.compose import compose_run, load_config
 from tunecli.config.errors import UserError
 from tunecli.config.model import ModelConfig, Quantization
 from tunecli.config.peft import LoraConfig, PeftConfig, PrefixTuningConfig, PromptTuningConfig, PTuningV2Config
@@ -37,6 +38,8 @@ from tunecli.peft_methods.by_row import route_rows
 from tunecli.peft_methods.composition import inject
 from tunecli.peft_methods.injection import activate, adapter_name
 from tunecli.peft_methods.token_ids import places_of_virtual_tokens
+from tunecli.preview import preview
+from tunecli.preview.examples import Wanted
 
 KINDS: dict[str, dict[str, PeftConfig]] = {
     "lora": {"a": LoraConfig(r=2), "b": LoraConfig(r=5, use_rslora=True)},
@@ -211,7 +214,9 @@ def test_what_cannot_be_chosen_by_row_is_refused(overrides: list[str], where: st
     assert where in [problem.where for problem in find_problems(composed.config)]
 
 
-def test_a_run_trains_each_on_its_rows_and_they_are_used_one_at_a_time(tmp_path: Path) -> None:
+def test_a_run_trains_each_on_its_rows_and_they_are_used_one_at_a_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     users = ("ann", "ben", "cay")
     rows = [{"prompt": f"{i}", "completion": "yes", "user": users[i % 3]} for i in range(9)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -224,6 +229,10 @@ def test_a_run_trains_each_on_its_rows_and_they_are_used_one_at_a_time(tmp_path:
         capture_output=True, text=True, cwd=tmp_path, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    modes = {file.stat().st_mode for file in (*run_dir.rglob("*.safetensors"), run_dir / "config.yaml")}
+    assert len(modes) == 1, "weights have the mode of other files"
+    shown = preview(load_config(run_dir / "config.yaml"), Wanted(3)).examples
+    assert [example.adapter for example in shown] == list(users)
     samples = [json.loads(line) for line in (run_dir / "samples.jsonl").read_text().splitlines()]
     with pytest.raises(UserError, match=r"for different rows \(ann, ben, cay\)(.|\n)*adapter/ann, for one"):
         tunecli.load(run_dir)
@@ -233,5 +242,8 @@ def test_a_run_trains_each_on_its_rows_and_they_are_used_one_at_a_time(tmp_path:
         session.switch(user)
         found = session.ask_alone(str(i), lambda piece: None)
         assert found.text.strip() == samples[-3 + i]["answer"]
+    session.switch("ann")
+    answer_once(session, "0", as_json=True)
+    assert "ann answers, of ann, ben, cay" in capsys.readouterr().err
     session.switch("base")
     assert session.ask_alone("0", lambda piece: None).text

@@ -23,9 +23,13 @@ from tunecli.config.peft import (
     BitFitConfig,
     HoulsbyConfig,
     Ia3Config,
+    LoKrConfig,
     LoraConfig,
+    LoraInit,
     ParallelConfig,
     PeftConfig,
+    PfeifferConfig,
+    Placement,
 )
 from tunecli.config.peft_facts import FACTS, NOT_SUPPORTED
 from tunecli.peft_methods import METHODS, WITH_VIRTUAL_TOKENS
@@ -55,6 +59,24 @@ def test_every_method_of_peft_is_here_or_refused_by_name() -> None:
     assert of_peft <= ours | set(NOT_SUPPORTED)
     assert not ours & set(NOT_SUPPORTED)
     assert set(NOT_SUPPORTED.values()) <= ours
+
+
+@pytest.mark.parametrize(
+    ("method", "where", "fix"),
+    [
+        (LoKrConfig(decompose_factor=10**6), "decompose_factor", "peft.mine.decompose_factor=-1"),
+        (HoulsbyConfig(reduction_factor=1e6), "reduction_factor", "or less"),
+        (BitFitConfig(), "add_missing", "peft.mine.add_missing=true, which gives"),
+        (PfeifferConfig(placement=Placement.after_norm), "placement", "peft.mine.placement=before_norm"),
+        (LoraConfig(r=999, init_lora_weights=LoraInit.pissa), "r", "or peft.mine.init_lora_weights=default"),
+        (Ia3Config(target_modules=["k_proj"], feedforward_modules=["up_proj"]), "feedforward_modules", ": k_proj"),
+    ],
+    ids=lambda value: getattr(value, "method", None),
+)
+def test_a_method_that_does_not_fit_is_refused_with_the_words_to_type(method: PeftConfig, where: str, fix: str):
+    with pytest.raises(UserError) as refused:
+        inject(causal_lm("llama"), {"mine": method}, seed=0)
+    assert refused.value.where == f"peft.mine.{where}" and fix in refused.value.fix
 
 
 def test_lora_equals_pefts_own() -> None:

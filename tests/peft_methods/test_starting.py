@@ -154,7 +154,7 @@ def test_the_structure_is_the_checkpoints(one: Path, away: bool, tmp_path: Path)
     words = ["peft.lora.r=8", "peft.lora.use_rslora=true", "peft.lora.target_modules=[q_proj,k_proj]"]
     rank, targets, rslora = sorted(problems_of(started(f"peft.lora.init_from={start}", *words)))
     assert f"peft.lora.r: is 8, but {start} was trained with 4" in rank and "peft.lora.r=4" in rank
-    assert "[q_proj,k_proj], but" in targets and "is True, but" in rslora and "False" in rslora
+    assert "[q_proj,k_proj], but" in targets and "is true, but" in rslora and "use_rslora=false" in rslora
 
 
 def test_which_adapter_of_several(one: Path, two_entries: Path) -> None:
@@ -179,6 +179,10 @@ def test_all_that_does_not_fit_is_said_at_once(one: Path, tmp_path: Path) -> Non
     assert "trained with model.quantization=none, this run has nf4" in quantized
     (kind,) = problems_of(started("peft=[ia3]", f"peft.ia3.init_from={one}"))
     assert "peft.ia3: is of the method ia3" in kind and "of lora" in kind
+    (nothing,) = problems_of(started("peft.lora.init_from=./nowhere"))
+    assert nothing.startswith("peft.lora.init_from: there is no folder ./nowhere\n")
+    (nobody,) = problems_of(started("peft.lora.init_from=nowhere"))
+    assert "there is no adapter nowhere, here or on the Hub" in nobody
     (whole,) = problems_of(started("peft.lora.init_from=builtin:tiny_llama"))
     assert "is a whole model" in whole and "model.path=" in whole
     full = finished_run(tmp_path / "full", "peft=full")
@@ -232,9 +236,9 @@ def test_what_shows_without_reading_anything(words: list[str], said: str) -> Non
 def test_a_run_with_adapters_is_no_model_and_its_fix_works(two_entries: Path) -> None:
     (problem,) = find_problems(started(f"model.path={two_entries}"))
     assert "is a run that trained adapters of builtin:tiny_llama: lora, second" in problem.what
-    words = shlex.split(problem.fix.partition(" trains `new`")[0])
+    words = shlex.split(problem.fix.partition(" trains them on")[0])
     config = started(*words)
-    assert list(config.peft) == ["lora", "second", "new"] and not find_problems(config)
+    assert list(config.peft) == ["lora", "second"] and not find_problems(config)
     assert {name: start.entry.r for name, start in find_starts(config).items()} == {"lora": 4, "second": 2}
 
 

@@ -22,6 +22,10 @@ def answer_once(session: Session, prompt: str, *, as_json: bool) -> None:
         if not as_json:
             print(harmless(piece) if terminal else piece, end="", flush=True)
 
+    if len(session.adapters) > 1:
+        active, *others = session.adapters
+        fix = f"to ask another, name its folder in place of the run: adapter/{others[0]}, say"
+        print(f"note: {active} answers, of {', '.join(session.adapters)}; {fix}", file=sys.stderr)
     found = session.ask(prompt, show)
     if as_json:
         record = {"model": session.active.name, "prompt": prompt, "system": session.system or None}

@@ -186,6 +186,8 @@ class Chat:
         if session.adapters:
             label = "adapter   " if len(session.adapters) == 1 else "adapters  "
             self._console.print(Text.assemble((label, "dim"), harmless(", ".join(session.adapters))))
+        if len(session.adapters) > 1:
+            self._note(f"{session.active.name} answers; /adapter NAME chooses another, /compare PROMPT asks them all")
         if session.active.rendering.raw:
             self._note(
                 "it knows no chat turns (trained on raw text, or no chat template): it goes on with what you type"

@@ -6,7 +6,9 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import re
 import sys
+from typing import NoReturn
 
 from tunecli.config.errors import UserError, print_error
 from tunecli.config.nearest import did_you_mean
@@ -54,14 +56,24 @@ def main(argv: list[str] | None = None) -> int:
         status = _dispatch(words)
         sys.stdout.flush()
         return status
-    except UserError as error:
-        print_error(error)
-        return error.exit_status
-    except KeyboardInterrupt:
-        return 130
     except BrokenPipeError:  # `tune ls | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except (Exception, KeyboardInterrupt) as error:
+        if _is_interrupt(error):
+            print(f"\ntune {words[0]}: interrupted", file=sys.stderr)
+            return 130
+        if not isinstance(error, UserError):
+            raise
+        print_error(error)
+        return error.exit_status
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Whether it is Ctrl-C, or what a library's cleaning up after Ctrl-C made of it."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 def _dispatch(words: list[str]) -> int:
@@ -82,11 +94,23 @@ def _dispatch(words: list[str]) -> int:
     return module.run(parser(verb).parse_intermixed_args(rest))
 
 
+class _Parser(argparse.ArgumentParser):
+    """Whose complaints have the form of all others."""
+
+    def error(self, message: str) -> NoReturn:
+        where, what, hint = self.prog, message, ""
+        if message.startswith("argument "):
+            where, _, what = message.removeprefix("argument ").partition(": ")
+            what = re.sub(r"invalid \w+ value: (.*)", r"\1 is no value for it", what)
+        elif message.startswith("unrecognized arguments: "):
+            options = [text for action in self._actions for text in action.option_strings]
+            hint = did_you_mean(message.split()[2].partition("=")[0], options)
+        raise UserError(what, where=where, fix=f"{hint}`{self.prog} --help` lists what it takes")
+
+
 def parser(verb: str) -> argparse.ArgumentParser:
     """The argument parser of a verb, described by its module's docstring."""
     module = importlib.import_module(f"tunecli.cli.{verb}")
-    result = argparse.ArgumentParser(
-        f"tune {verb}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    result = _Parser(f"tune {verb}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     module.add_arguments(result)
     return result

@@ -124,7 +124,7 @@ def derived(config: RunConfig) -> dict[str, str]:
     length = f"{train.max_steps} steps" if train.max_steps else f"{train.num_epochs:g} passes over the data"
     return {
         "model": config.model.path + _storage(config),
-        "trains": ", ".join(config.peft) or "every weight",
+        "trains": ", ".join(config.peft) or "every weight: full fine-tuning, as `peft` has no entry",
         "batch": batch,
         "length": f"{length}, {warmup}",
     }

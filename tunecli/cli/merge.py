@@ -50,9 +50,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    import logging
-    import warnings
-
     if args.json or not sys.stderr.isatty():
         from tunecli.engine.quiet import no_foreign_bars
 
@@ -60,9 +57,6 @@ def run(args: argparse.Namespace) -> int:
     from tunecli.config.model import DType
     from tunecli.merge import as_text, merge
 
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # 8-bit layers warn of a cast at every call
-    warnings.filterwarnings("ignore", message="MatMul8bitLt: inputs will be cast")
-    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # peft asks for it
     merged = merge(
         [args.run, *args.others],
         args.to,

@@ -14,6 +14,7 @@ from tunecli.config.compose import load_config
 from tunecli.config.data_checks import data_problems
 from tunecli.config.data_files import is_local
 from tunecli.config.errors import Problem
+from tunecli.config.idle import idle_problems
 from tunecli.config.language_checks import language_problems
 from tunecli.config.launch import Strategy
 from tunecli.config.nearest import did_you_mean
@@ -80,6 +81,7 @@ def find_problems(config: RunConfig, *, new_run: bool = False) -> list[Problem]:
         *_evaluation(config),
         *_trackers(config.train.trackers),
         *peft_problems(config),
+        *idle_problems(config),
         *_launch(config),
         *_model_path(config),
         *data_problems(config),
@@ -256,15 +258,14 @@ def _adapters_as_model(path: str) -> Iterator[Problem]:
     if not run.peft:
         yield Problem("model.path", f"{path} is a run that has no model yet", "name one that has finished")
         return
-    starts = [f"peft.{name}.init_from={path} peft.{name}.freeze=true" for name in run.peft]
     plain = ",".join(name for name, method in run.peft.items() if name == method.method)
-    others = {name: method.method for name, method in run.peft.items() if name != method.method}
-    chosen = [f"'peft=[{plain}]'", *(f"+peft@peft.{name}={method}" for name, method in others.items())]
+    others = [f"+peft@peft.{name}={method.method}" for name, method in run.peft.items() if name != method.method]
+    starts = [f"peft.{name}.init_from={path}" for name in run.peft]
     yield Problem(
         "model.path",
         f"{path} is a run that trained adapters of {run.model.path}: {', '.join(run.peft)}",
-        f"model.path={run.model.path} {' '.join([*chosen, *starts])} +peft@peft.new=lora trains `new` on top "
-        f"of them; without freeze and `new` they are trained on; or tune merge {path}, and name what that writes",
+        f"{' '.join([f'model.path={run.model.path}', f'peft=[{plain}]', *others, *starts])} trains them on; "
+        f"or tune merge {path}, and name what that writes",
     )
 
 

@@ -9,7 +9,7 @@ selected and no value is read: the schemas of that selection tell which keys exi
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,7 @@ def compose_run(recipe: str, overrides: list[str]) -> Composed:
         words, problems = check_values(given.values, selection.skeleton)
         set_keys = body.kept | {override.key_or_group for override in given.values}
         missing = missing_values(selection.skeleton, set_keys, primary.where())
-        if problems := [*body.problems, *given.problems, *problems, *missing]:
+        if problems := [*body.problems, *given.problems, *_chosen_twice(selection), *problems, *missing]:
             raise ConfigError(problems)
         composer.write(recipes, body.fallen)
         composed = composer.compose([*given.choices, *words])
@@ -119,8 +119,22 @@ def _sort_body(composer: Composer, selection: Selection) -> _Body:
                 body.fallen[layer.name].add(path)
             else:
                 body.problems.append(unknown_key(path, skeleton, where))
-        body.notes += _notes(layer, body.fallen[layer.name], options)
+        now = {group: ",".join(names) for group, names in options.items()}
+        now["peft"] = ",".join(map(str, skeleton.peft)) or now.get("peft", "none")
+        body.notes += _notes(layer, body.fallen[layer.name], now)
     return body
+
+
+def _chosen_twice(selection: Selection) -> Iterator[Problem]:
+    """Entries of `peft` that two options give: the later one would set the values of the recipe back, unseen."""
+    seen: set[KeyPath] = set()
+    for layer in selection.layers:
+        if layer.section in seen:
+            key, option = ".".join(layer.section), layer.name.partition("/")[2]
+            fix = f"choose it once (values: {key}.KEY=VALUE); a second one has a name: +peft@peft.second={option}"
+            yield Problem(key, "is chosen twice, and the later choice would undo what the recipe sets", fix)
+        elif len(layer.section) == 2 and layer.section[0] == "peft":
+            seen.add(layer.section)
 
 
 def _homeless(layer: Layer, skeleton: DictConfig) -> Problem | None:
@@ -142,14 +156,14 @@ def _names_source(path: KeyPath) -> bool:
     return len(path) > 1 and path[1] in SOURCE_KEYS.get(path[0], ())
 
 
-def _notes(layer: Layer, fallen: set[KeyPath], options: dict[str, list[str]]) -> list[str]:
-    """One line for each group that lost values: which, where they stood, and what is chosen now."""
+def _notes(layer: Layer, fallen: set[KeyPath], now: dict[str, str]) -> list[str]:
+    """One line for each group that lost values: which, where they stood, and what there is `now`."""
     notes = []
     for group in dict.fromkeys(path[0] for path in layer.file.body() if path in fallen):
         lines = {path: line for path, line in layer.file.body().items() if path in fallen and path[0] == group}
         names = ", ".join(".".join(path) for path in lines)
-        now = ",".join(options[group]) or "none"
-        notes.append(f"{layer.file.where(min(lines.values()))}: {names} fell away, as {group} is now {now}")
+        there = now.get(group) or "none"
+        notes.append(f"{layer.file.where(min(lines.values()))}: {names} fell away, as {group} is now {there}")
     return notes
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
+from itertools import count
 
 from tunecli.config.data_files import exists, is_local
 from tunecli.config.errors import Problem
@@ -113,8 +114,19 @@ def schedule_problems(methods: Mapping[str, PeftConfig], num_steps: int) -> Iter
             yield Problem(
                 f"peft.{name}",
                 f"tinit={method.tinit:g} and tfinal={method.tfinal:g} leave ranks none of {num_steps} steps to fall",
-                f"peft.{name}.tinit=0.1 peft.{name}.tfinal=0.3 (shares of all steps), or more steps",
+                _more_room(f"peft.{name}", method, num_steps),
             )
+
+
+def _more_room(key: str, method: AdaLoraConfig, num_steps: int) -> str:
+    """Shares of the steps where they help, else the fewest steps that do."""
+    usual = AdaLoraConfig(method=method.method)
+    schedules = [(usual.tinit, usual.tfinal), (method.tinit, method.tfinal)]
+    for tinit, tfinal in schedules:
+        if in_steps(tinit, num_steps) + in_steps(tfinal, num_steps) < num_steps:
+            return f"{key}.tinit={tinit:g} {key}.tfinal={tfinal:g} (shares of all steps)"
+    enough = next(n for n in count(num_steps) if sum(in_steps(share, n) for share in schedules[0]) < n)
+    return f"train.max_steps={enough} or more, with {key}.tinit={usual.tinit:g} {key}.tfinal={usual.tfinal:g}"
 
 
 def _lora_start(name: str, method: LoraConfig, config: RunConfig) -> Iterator[Problem]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from tunecli.config.errors import Problem
@@ -168,8 +169,23 @@ NOT_SUPPORTED: dict[str, str] = {
 """method that peft has and this package has not -> the nearest of those here"""
 
 
+BY_VALUES: dict[str, str] = {
+    "qlora": "peft=lora model.quantization=nf4",
+    "dora": "peft=lora peft.lora.use_dora=true",
+    "rslora": "peft=lora peft.lora.use_rslora=true",
+    "pissa": "peft=lora peft.lora.init_lora_weights=pissa",
+    "olora": "peft=lora peft.lora.init_lora_weights=olora",
+    "eva": "peft=lora peft.lora.init_lora_weights=eva",
+    "loraplus": "peft=lora peft.lora.loraplus_lr_ratio=16",
+    "madx": "peft=pfeiffer peft.pfeiffer.invertible=true",
+}
+"""known by a name of its own -> the values of a method here that it is"""
+
+
 def not_supported(name: str, where: str) -> Problem | None:
-    """The problem of a method that only peft has."""
+    """The problem of a name that peft or the literature has for a method, and this package has not."""
+    if values := BY_VALUES.get(re.sub("[-_]", "", name.lower().replace("+", "plus"))):
+        return Problem(where, f"{name} is no method of its own here", values)
     near = NOT_SUPPORTED.get(name.lower())
     if near is None:
         return None

@@ -29,7 +29,9 @@ def prompt_problems(config: RunConfig) -> Iterator[Problem]:
                 yield Problem(f"peft.{name}.template", str(error), '"{v20} {prompt} {completion}" fits every format')
                 return
     if len(templates) > 1 and config.data.adapter_column is None:
-        yield Problem("peft", f"{' and '.join(templates)} each have a template", "one p_tuning, and prompt_tuning")
+        first, *others = templates
+        fix = f"keep {first}; prompt_tuning in place of {' and '.join(others)} puts its tokens in front of the input"
+        yield Problem("peft", f"{' and '.join(templates)} each have a template, and a text is written by one", fix)
         return
     for name, template in templates.items():
         yield from _template(f"peft.{name}.template", template, config)

@@ -16,6 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 from tunecli.config.data import SourceConfig
 from tunecli.config.errors import ConfigError, Problem
 from tunecli.config.nearest import did_you_mean
+from tunecli.config.peft import PEFT_SCHEMAS
+from tunecli.config.peft_facts import not_supported
 from tunecli.config.yaml_file import KeyPath
 
 OPEN = (str, int, float, Any)
@@ -57,11 +59,27 @@ def unknown_key(path: KeyPath, config: DictConfig, where: str) -> Problem:
     name = ".".join(path)
     if any("." in key for key in path):
         return Problem(where, f"{name!r} is a dotted key", "in a file nest the keys; dots are for the command line")
+    if path[0] == "peft" and len(path) > 1 and (problem := _no_entry(path, config, where)):
+        return problem
     return Problem(
         where,
         f"there is no key {name!r}",
         f"{did_you_mean(name, keys(config))}`tune show recipe=NAME` lists all keys",
     )
+
+
+def _no_entry(path: KeyPath, config: DictConfig, where: str) -> Problem | None:
+    """The problem of a value for a method that is not chosen, or not there."""
+    name, chosen = path[1], list(map(str, config.peft or ()))
+    if name in chosen:
+        return None
+    what = f"there is no entry {name!r} in peft, which has {', '.join(chosen) or 'none'}"
+    if name in PEFT_SCHEMAS:
+        together = f"; beside what is chosen: peft=[{','.join([*chosen, name])}]" if chosen else ""
+        return Problem(where, what, f"peft={name}{together}")
+    if known := not_supported(name, where):
+        return known
+    return Problem(where, what, f"{did_you_mean(name, chosen)}+peft@peft.{name}=lora adds one of that name")
 
 
 def chosen_by_group(path: KeyPath, where: str) -> Problem | None:
@@ -100,7 +118,9 @@ def _wrong_type(key: str, message: str, where: str) -> Problem:
             where, f"{key} has an entry that is no mapping", f"{key}=[{{path: a.jsonl}}, {{path: b.jsonl}}]"
         )
     if "is not a ListConfig, list or tuple" in message:
-        return Problem(where, f"{key} is a list", f"{key}=[VALUE] or [VALUE, VALUE]")
+        return Problem(where, f"{key} takes a list", f"{key}=[VALUE] or [VALUE, VALUE]")
+    if re.match(r"Cannot assign \w+ to Dict|Cannot merge DictConfig with ListConfig", message):
+        return Problem(where, f"{key} takes names with values", f"'{key}={{NAME: VALUE}}'")
     if message.startswith("Incompatible value 'None'"):
         return Problem(where, f"{key} cannot be null", "`tune show` prints the values in use")
     return Problem(where, f"{key}: {message}", "`tune show` prints the values in use")

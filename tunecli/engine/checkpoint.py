@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,7 @@ def save_checkpoint(
     save_file(tensors, beside / "optimizer.safetensors")
     if hooks:
         save_file({k: v.contiguous() for k, v in hooks.items()}, beside / HOOKS)
+    follow_umask(beside)
     (beside / "state.json").write_text(json.dumps(dict(state) | {"optimizer": scalars}))
     sizes = {file.name: file.stat().st_size for file in sorted(beside.iterdir())}
     for file in beside.iterdir():
@@ -93,6 +95,7 @@ def save_best(root: Path, model: nn.Module, step: int) -> None:
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     save_file({k: v.contiguous() for k, v in trainable_state(model).items()}, beside / "trainable.safetensors")
+    follow_umask(beside)
     _sync(beside / "trainable.safetensors")
     shutil.rmtree(folder, ignore_errors=True)
     beside.rename(folder)
@@ -183,6 +186,16 @@ def _flat(entries: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield from ((f"{key}/{below}", leaf) for below, leaf in _flat(value))
         else:
             yield key, value
+
+
+def follow_umask(folder: Path) -> None:
+    """Give the weights in `folder` the mode that new files get; safetensors lets their owner alone read them."""
+    probe = folder / ".mode"
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for file in folder.glob("*.safetensors"):
+        file.chmod(mode)
 
 
 def write_atomically(path: Path, text: str) -> None:

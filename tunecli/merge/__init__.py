@@ -37,6 +37,8 @@ from tunecli.config.compose import load_config
 from tunecli.config.errors import UserError
 from tunecli.config.model import DType
 from tunecli.config.paths import display
+from tunecli.engine.checkpoint import follow_umask
+from tunecli.engine.quiet import no_meaningless_warnings
 from tunecli.merge.comparison import agreement, comparison_sequences, difference, logits
 from tunecli.merge.inputs import Inputs, check, find_inputs
 from tunecli.merge.summing import write_sum
@@ -79,6 +81,7 @@ class Merged:
         return asdict(self) | {"folder": str(self.folder)}
 
 
+@no_meaningless_warnings()
 def merge(
     paths: Sequence[Path],
     to: Path | None = None,
@@ -197,6 +200,7 @@ def _write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: P
             fix="make room, or name a folder elsewhere: tune merge RUN FOLDER",
         )
     model.save_pretrained(folder, max_shard_size=max_shard_size)
+    follow_umask(folder)
     tokenizer.save_pretrained(folder)
 
 

@@ -53,7 +53,7 @@ def find_inputs(
     """
     if weights is not None and len(weights) != len(paths):
         raise UserError(
-            f"{len(weights)} weights are given, and {len(paths)} runs or adapters",
+            f"{_counted(len(weights), 'weight')} for {_counted(len(paths), 'run or adapter', 'runs or adapters')}",
             where="--weights",
             fix="one number for each: RUN first, then each --with in its order",
         )
@@ -130,12 +130,14 @@ def check(inputs: Inputs, target: Path, *, as_adapter: bool, force: bool) -> Non
     if target.exists() and not force:
         raise UserError("is there already", where=str(target), fix="another folder, or --force to replace it")
     configs = [saved_config(folder) for folder in source.adapters]
-    for folder, config, scale in zip(source.adapters, configs, inputs.scales, strict=True):
-        _check_adapter(folder, config, scale, as_adapter=as_adapter)
+    for folder, config, weight in zip(source.adapters, configs, inputs.weights, strict=True):
+        _check_adapter(folder, config, weight, interpolation, as_adapter=as_adapter)
     _check_norms(source.adapters, configs)
 
 
-def _check_adapter(folder: Path, config: PeftConfig, scale: float, *, as_adapter: bool) -> None:
+def _check_adapter(
+    folder: Path, config: PeftConfig, weight: float, interpolation: float, *, as_adapter: bool
+) -> None:
     kind = str(config.peft_type.value).lower()
     if as_adapter and not _is_linear(config):
         raise UserError(
@@ -145,12 +147,20 @@ def _check_adapter(folder: Path, config: PeftConfig, scale: float, *, as_adapter
         )
     if why := _why_not(config):
         raise UserError(f"cannot be merged: {why}", where=str(folder), fix="use it unmerged: tunecli.load, tune chat")
-    if scale != 1 and not _is_linear(config):
+    if (weight, interpolation) != (1, 1) and not _is_linear(config):
+        fixes = [
+            *(["leave out --interpolate"] if interpolation != 1 else []),
+            *(["--weights 1 for it"] if weight != 1 else []),
+        ]
         raise UserError(
             f"is {kind}{_more(config)}, whose change of the weights cannot be scaled: only plain LoRA's can",
             where=str(folder),
-            fix="leave out --interpolate, and give it the weight 1",
+            fix=", and ".join(fixes),
         )
+
+
+def _counted(number: int, one: str, many: str = "") -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 def _more(config: PeftConfig) -> str:

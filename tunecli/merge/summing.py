@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tunecli.config.errors import UserError
+from tunecli.engine.checkpoint import follow_umask
 from tunecli.merge.comparison import difference, logits
 from tunecli.merge.inputs import Inputs
 from tunecli.merge.weights import Expected, put_in
@@ -72,3 +73,4 @@ def _write(factors: dict[str, tuple[Tensor, Tensor]], folder: Path, *, base: str
         tensors[f"{PLAIN_PEFT}{path}.lora_A.weight"] = F.pad(down, (0, 0, 0, missing)).contiguous()
         tensors[f"{PLAIN_PEFT}{path}.lora_B.weight"] = F.pad(up, (0, missing)).contiguous()
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    follow_umask(folder)

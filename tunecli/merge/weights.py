@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -118,9 +117,7 @@ def _merged(model: PreTrainedModel, tuned: PeftModel, *, show_progress: bool) ->
     """`model` with the adapters of `tuned`, which are in it, made a part of its weights."""
     _untie(model)
     _merge_layers(tuned, show_progress=show_progress)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "All adapters are already merged")
-        merged = tuned.merge_and_unload()
+    merged = tuned.merge_and_unload()
     merged.__dict__.pop("peft_config", None)  # else peft warns of the next one
     return merged
 
@@ -192,9 +189,7 @@ def _with_adapters(model: PreTrainedModel, inputs: Inputs) -> PeftModel:
     """All of them on, which are of one kind, their updates scaled."""
     names = [f"merge_{i}" for i in range(len(inputs.scales))]
     folders = inputs.source.adapters
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Specified to not (load|save) vera_A")  # they follow from its seed
-        tuned = PeftModel.from_pretrained(model, str(folders[0]), adapter_name=names[0])
+    tuned = PeftModel.from_pretrained(model, str(folders[0]), adapter_name=names[0])
     if not hasattr(tuned.base_model, "merge_and_unload"):
         raise UserError(
             "this kind of adapter is not part of any weight", where=str(folders[0]), fix="use it unmerged"

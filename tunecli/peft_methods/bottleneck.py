@@ -256,9 +256,11 @@ def peft_config(config: BottleneckConfig, model: PreTrainedModel) -> BottleneckP
 
     Raises:
         UserError: the architecture is not known, or `target_modules` or `layers` names what is not there, or
-            there is no LayerNorm to stand after.
+            there is no LayerNorm to stand after, or a reduction factor leaves nothing.
     """
     parallel = config.method == "parallel"
+    _check_factor("reduction_factor", config.reduction_factor, model_width(model))
+    _check_factor("invertible_reduction_factor", config.invertible_reduction_factor, embedding_width(model) / 2)
     norm = _norm(config, model)
     places = {path: place for path, _ in model.named_modules() if (place := place_of(path))}
     if config.target_modules:
@@ -286,6 +288,13 @@ def peft_config(config: BottleneckConfig, model: PreTrainedModel) -> BottleneckP
         coupled_head=head,
         coupling_size=_coupling_size(config, model) if config.invertible else 0,
     )
+
+
+def _check_factor(key: str, factor: float, width: float) -> None:
+    """Raises UserError for a reduction to less than nothing."""
+    if factor > width:
+        what = f"is {factor:g}, and what it divides is {width:g} wide"
+        raise UserError(what, where=key, fix=f"{key}={width:g} or less")
 
 
 def _norm(config: BottleneckConfig, model: PreTrainedModel) -> str | None:

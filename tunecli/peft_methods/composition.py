@@ -6,6 +6,8 @@ to the base. What each of them is put into is looked up in the plain model, befo
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,7 +67,7 @@ def inject(
                 load_adapter(model, starts[name], adapter_name(name), trained=trained, virtual=ids.get(name))
                 continue
             add(model, adapter_name(name), configs[name])
-            with _errors_of(name):
+            with _errors_of(name, method):
                 _start(model, name, method, batches)
     activate(model, map(adapter_name, methods))
 
@@ -91,7 +93,7 @@ def _peft_configs(
     refusals: list[UserError] = []
     for name, method in methods.items():
         try:
-            with _errors_of(name):
+            with _errors_of(name, method):
                 configs[name] = _peft_config(method, model, tokenizer, ids.get(name, []))
         except UserError as error:
             refusals.append(error)
@@ -111,11 +113,14 @@ def _peft_config(
 
 
 @contextmanager
-def _errors_of(name: str) -> Iterator[None]:
+def _errors_of(name: str, method: PeftConfig) -> Iterator[None]:
+    """Put the entry's place in the configuration in front of the fields that an error and its fix name."""
+    fields = "|".join(field.name for field in dataclasses.fields(method))
     try:
         yield
     except UserError as error:
-        raise UserError(error.what, where=f"peft.{name}.{error.where}", fix=error.fix) from error
+        fix = re.sub(rf"(?<![\w.])(?=({fields})=)", f"peft.{name}.", error.fix)
+        raise UserError(error.what, where=f"peft.{name}.{error.where}", fix=fix) from error
 
 
 def _start(

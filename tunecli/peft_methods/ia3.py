@@ -43,7 +43,7 @@ def peft_config(config: Ia3Config, model: PreTrainedModel) -> peft.IA3Config:
     """
     if config.target_modules:
         targets = linear_targets(model, config.target_modules)
-        feedforward = matching(model, targets, config.feedforward_modules)
+        feedforward = matching(model, targets, config.feedforward_modules, key="feedforward_modules")
     else:
         outputs, inputs = _layout(model)
         feedforward = _ending(model, inputs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -12,6 +11,7 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, cast_adapter_dty
 from torch import nn
 from transformers import PreTrainedModel
 
+from tunecli.engine.quiet import no_meaningless_warnings
 from tunecli.peft_methods.freeze import FreezeLayer
 from tunecli.peft_methods.ln_tuning import is_norm, keep_dtypes
 from tunecli.peft_methods.tuner import base_of, innermost
@@ -39,10 +39,7 @@ def add(model: PreTrainedModel, adapter: str, config: peft.PeftConfig) -> None:
     before = {id(parameter): parameter.requires_grad for parameter in model.parameters()}
     # peft takes what it finds there for more adapters of the same method.
     known = model.__dict__.pop("peft_config", {})
-    with _uncovered(model, config), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "fan_in_fan_out is set to")  # peft mends it by itself, for Conv1D
-        warnings.filterwarnings("ignore", "Specified to not load vera_A")
-        warnings.filterwarnings("ignore", "Unsupported layer type")  # norms, of which it wants no width
+    with _uncovered(model, config), no_meaningless_warnings():
         tuner(model, config, adapter)
     if isinstance(config.target_modules, set):
         config.target_modules = sorted(config.target_modules)  # else they are saved in random order

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -16,6 +15,8 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from tunecli.config.errors import UserError
+from tunecli.engine.checkpoint import follow_umask
+from tunecli.engine.quiet import no_meaningless_warnings
 from tunecli.peft_methods import adalora, lora
 from tunecli.peft_methods.injection import WRAPPED, activate, adapter_name, add
 from tunecli.peft_methods.source import COMPOSITION
@@ -41,6 +42,7 @@ def save_adapters(model: PreTrainedModel, names: Iterable[str], folder: Path, *,
         config.save_pretrained(str(target))
         tensors = {PLAIN_PEFT + key: value.contiguous().cpu() for key, value in state.items()}
         save_file(tensors, target / "adapter_model.safetensors", metadata={"format": "pt"})
+        follow_umask(target)
     (folder / COMPOSITION).write_text(json.dumps({"order": names}, indent=2), encoding="utf-8")
 
 
@@ -87,13 +89,13 @@ def load_adapters(model: PreTrainedModel, folders: Sequence[Path]) -> list[str]:
     return names
 
 
+@no_meaningless_warnings()
 def saved_config(folder: Path) -> peft.PeftConfig:
     """What peft saved beside the weights in `folder`."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Specified to not save vera_A")  # they follow from its seed
-        return peft.PeftConfig.from_pretrained(str(folder))
+    return peft.PeftConfig.from_pretrained(str(folder))
 
 
+@no_meaningless_warnings()
 def load_adapter(
     model: PreTrainedModel, folder: Path, adapter: str, *, trained: bool = False, virtual: list[int] | None = None
 ) -> None:

@@ -21,6 +21,7 @@ from tunecli.config.paths import display
 from tunecli.config.peft import LoraConfig, PeftConfig
 from tunecli.config.run import RunConfig, to_yaml
 from tunecli.engine.checkpoint import write_atomically
+from tunecli.models.builtin import PREFIX
 from tunecli.peft_methods.saving import saved_config
 from tunecli.peft_methods.source import ADAPTER, Source, find_source
 from tunecli.peft_methods.switching import changes_base
@@ -103,7 +104,13 @@ def _find_start(name: str, entry: PeftConfig, model: ModelConfig) -> Start:
     try:
         source = find_source(entry.init_from)
     except UserError as error:
-        raise UserError(f"{entry.init_from} {error.what}", where=key, fix=error.fix) from error
+        named = entry.init_from in error.what
+        raise UserError(
+            error.what if named else f"{entry.init_from}: {error.what}", where=key, fix=error.fix
+        ) from error
+    if not (source.adapters or source.run or entry.init_from.startswith(PREFIX) or Path(source.path).exists()):
+        fix = "the path of a run directory or a peft folder, or the id of an adapter on the Hub"
+        raise UserError(f"there is no adapter {entry.init_from}, here or on the Hub", where=key, fix=fix)
     if not source.adapters:
         raise UserError(
             f"{entry.init_from} is a whole model, no adapter", where=key, fix=f"model.path={entry.init_from}"
@@ -201,12 +208,13 @@ def _differs(
         return None
     key = f"peft.{name}.{field.name}"
     if field.name not in there:
-        return Problem(key, f"is {_shown(stated)}, but {source.path} decides it and does not say", "leave it out")
+        what = f"is {_shown(stated)}, but {source.path} decides it and does not say"
+        return Problem(key, what, f"{key}={_shown(_default(field))}, which leaves it to init_from")
     saved = _typed(field, there, entry)
     if saved == stated or (isinstance(stated, list) and _same_names(stated, saved)):
         return None
     what = f"is {_shown(stated)}, but {source.path} was trained with {_shown(saved)}"
-    return Problem(key, what, f"{key}={_shown(saved)}, or leave it out: init_from decides it")
+    return Problem(key, what, f"{key}={_shown(saved)}, as init_from decides it")
 
 
 def _default(field: Field[Any]) -> Any:
@@ -238,6 +246,8 @@ def _ends(layer: str, end: str) -> bool:
 def _shown(value: Any) -> str:
     if isinstance(value, Enum):
         return str(value.value)
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
     return f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,9 +32,7 @@ def add_adapter(model: PreTrainedModel, folder: Path, name: str) -> None:
             fix="merge it into the base, and name the merged model instead",
         )
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")  # that is the purpose here
-            load_adapter(model, folder, name)
+        load_adapter(model, folder, name)
     except ValueError as error:
         raise UserError(
             f"this adapter cannot be put into {type(model).__name__}: {str(error).splitlines()[0]}",

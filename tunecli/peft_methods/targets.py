@@ -12,6 +12,7 @@ from tunecli.config.errors import UserError
 from tunecli.models.quantization import HEADS
 
 ALL_LINEAR = ["all-linear"]
+TARGETS = "target_modules"
 
 
 def linear_targets(model: PreTrainedModel, wanted: Sequence[str], *, conv1d: bool = True) -> list[str]:
@@ -36,8 +37,8 @@ def linear_targets(model: PreTrainedModel, wanted: Sequence[str], *, conv1d: boo
     return free if list(wanted) == ALL_LINEAR else matching(model, there, wanted)
 
 
-def matching(model: PreTrainedModel, there: Sequence[str], wanted: Sequence[str]) -> list[str]:
-    """Those of the names `there` that equal or end with one of `wanted`.
+def matching(model: PreTrainedModel, there: Sequence[str], wanted: Sequence[str], key: str = TARGETS) -> list[str]:
+    """Those of the names `there` that equal or end with one of `wanted`, which are the value of `key`.
 
     Raises:
         UserError: one of `wanted` is not there.
@@ -45,10 +46,9 @@ def matching(model: PreTrainedModel, there: Sequence[str], wanted: Sequence[str]
     for end in wanted:
         if not any(_ends(name, end) for name in there):
             known = sorted({name.rpartition(".")[2] for name in there})
+            among = f"of this model ({type(model).__name__})" if key == TARGETS else f"among {TARGETS}"
             raise UserError(
-                f"{end!r} is no such layer of this model ({type(model).__name__})",
-                where="target_modules",
-                fix=f"names from the model: {', '.join(known)}",
+                f"{end!r} is no such layer {among}", where=key, fix=f"names from there: {', '.join(known)}"
             )
     return [name for name in there if any(_ends(name, end) for end in wanted)]
 

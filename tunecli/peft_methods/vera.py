@@ -7,7 +7,6 @@ layer among those that nothing is around yet, and a later VeRA makes it forget t
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import peft
@@ -20,6 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tunecli.config.peft import VeraConfig
+from tunecli.engine.quiet import no_meaningless_warnings
 from tunecli.peft_methods.targets import linear_targets
 from tunecli.peft_methods.tuner import in_width, out_width
 
@@ -49,23 +49,18 @@ class ComposableVera(VeraModel):
 PEFT_TYPE_TO_TUNER_MAPPING[PeftType.VERA] = ComposableVera
 
 
+@no_meaningless_warnings()
 def peft_config(config: VeraConfig, model: PreTrainedModel) -> peft.VeraConfig:
     """The vector of the output side starts at zero, so the outputs do not change.
 
     Raises:
         UserError: a target is not in this model.
     """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Specified to not save vera_A")
-        return _peft_config(config, linear_targets(model, config.target_modules))
-
-
-def _peft_config(config: VeraConfig, targets: list[str]) -> peft.VeraConfig:
     return peft.VeraConfig(
         r=config.r,
         d_initial=config.d_initial,
         vera_dropout=config.vera_dropout,
         projection_prng_key=config.projection_prng_key,
         save_projection=False,
-        target_modules=targets,
+        target_modules=linear_targets(model, config.target_modules),
     )

@@ -11,6 +11,7 @@ import numpy as np
 from tunecli.assembly.data import Data, prepare_data
 from tunecli.config.data import DataConfig, OnBadRow, first_rows, training_sources
 from tunecli.config.errors import UserError
+from tunecli.config.peft import without_head
 from tunecli.config.run import RunConfig
 from tunecli.data.mixture import Mixture, labels, shares
 from tunecli.data.statistics import Statistics, statistics
@@ -74,7 +75,9 @@ def preview(config: RunConfig, wanted: Wanted, *, validation: bool = False, show
         found=dataset.found,
         languages=languages(dataset, data.tokenizer),
         labels=_labels(dataset),
-        examples=[read(dataset, index, data.tokenizer) for index in choose(dataset, wanted)],
+        examples=[
+            read(dataset, index, data.tokenizer, list(without_head(config.peft))) for index in choose(dataset, wanted)
+        ],
     )
 
 
@@ -145,6 +148,6 @@ def _example_as_json(example: Example) -> dict[str, Any]:
         for piece in example.pieces
         for token, text in zip(piece.ids, [""] * (len(piece.ids) - 1) + [piece.text], strict=True)
     ]
-    names = ("origin", "source", "trained_tokens", "truncated", "labels")
+    names = ("origin", "source", "trained_tokens", "truncated", "labels", "adapter")
     counts = {name: getattr(example, name) for name in names}
     return counts | {"text": "".join(piece.text for piece in example.pieces), "tokens": tokens}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -69,6 +69,8 @@ class Example:
     pieces: list[Piece]
     labels: tuple[str, ...] = ()
     """of the whole text"""
+    adapter: str = ""
+    """the entry of `peft` that it is for, where each row has its own"""
 
 
 def choose(dataset: Mixture, wanted: Wanted) -> list[int]:
@@ -87,8 +89,13 @@ def choose(dataset: Mixture, wanted: Wanted) -> list[int]:
     return _first(dataset, number)
 
 
-def read(dataset: Mixture, index: int, tokenizer: PreTrainedTokenizerBase) -> Example:
+def read(dataset: Mixture, index: int, tokenizer: PreTrainedTokenizerBase, adapters: Sequence[str] = ()) -> Example:
+    """
+    Args:
+        adapters: names of those that rows can be for.
+    """
     example = dataset[index]
+    number = int(dataset.adapters[index])
     ids, trained = example.input_ids, example.trained
     return Example(
         origin=dataset.origin(index),
@@ -98,6 +105,7 @@ def read(dataset: Mixture, index: int, tokenizer: PreTrainedTokenizerBase) -> Ex
         truncated=bool(dataset.truncated[index]),
         pieces=_tagged(list(decode(tokenizer, ids.tolist(), trained.tolist())), example),
         labels=() if _is_tagged(example) else example.labels,
+        adapter=adapters[number] if number >= 0 else "",
     )
 
 

@@ -73,6 +73,7 @@ def _header(example: Example) -> Iterator[RenderableType]:
     yield Text.assemble(
         f"{_count(example.tokens, 'token')}, ",
         (labels_line(example), TRAINED) if example.labels else share,
+        f", adapter {visible(example.adapter)}" if example.adapter else "",
         (", truncated" if example.truncated else "", "bold yellow"),
         style="dim",
     )
