@@ -1,4 +1,4 @@
-"""`tune eval` and `tune predict` for stages without a head: their numbers are those of training, of the libraries and of
+"""`tune eval` and `tune predict` for stages without a head: their numbers are those of training, of libraries and of
 transformers alone; batches change nothing."""
 
 from __future__ import annotations
