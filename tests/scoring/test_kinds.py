@@ -201,7 +201,8 @@ def test_predictions_are_those_of_an_evaluation(runs, scores, tmp_path: Path) ->
     assert main(["predict", str(runs["masked"]), str(tmp_path / "in.txt")]) == 2
 
 
-def test_what_differs_is_told_of_texts_and_documents(runs, scores, tmp_path: Path) -> None:
+def test_what_differs_is_told_of_texts_and_documents(runs, scores, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)  # evaluations of models that are no runs are written below the current folder
     files.write(scores["seq2seq"], tmp_path / "one")
     right = [dict(r, exact_match=True, rouge1=1.0) if "predicted" in r else r for r in scores["seq2seq"].records]
     files.write(scores["seq2seq"], tmp_path / "two")
