@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tunecli.evaluation import metrics
+from tunecli.config.evaluation import EvaluationConfig
+from tunecli.evaluation import metrics, texts
 from tunecli.evaluation.kinds import Kind
 from tunecli.evaluation.measures import measures_of
+from tunecli.evaluation.records import add_text_scores
 from tunecli.ops.bootstrap import differences, intervals, values
 
 LABELS = ["a", "b", "c"]
@@ -34,6 +36,12 @@ def records(kind: Kind, number: int = 40, seed: int = 0) -> tuple[list[dict], di
         rows = [[[tags[i] for i in draw.integers(5, size=6)] for _ in range(2)] for _ in range(number)]
         found = [{"expected": e, "predicted": p} for e, p in rows]
         known = metrics.tagging([p for _, p in rows], [e for e, _ in rows])
+    elif kind is Kind.text:
+        said = ["".join(draw.choice(list("ab cd"), size=int(draw.integers(1, 30)))) for _ in range(number)]
+        right = ["".join(draw.choice(list("ab cd"), size=20)) for _ in range(number)]
+        found = [{"predicted": s, "expected": r, "exact_match": s == r} for s, r in zip(said, right, strict=True)]
+        add_text_scores(found, EvaluationConfig(rouge=number, bleu=number, chrf=number))
+        known = texts.rouge(said, right) | texts.bleu(said, right) | texts.chrf(said, right)
     else:
         logits, targets = 2 * draw.normal(size=(number, 3)), draw.integers(3, size=number)
         sure = metrics.softmax(logits)
@@ -45,7 +53,7 @@ def records(kind: Kind, number: int = 40, seed: int = 0) -> tuple[list[dict], di
     return [one | loss for one, loss in zip(found, losses, strict=True)], known
 
 
-KINDS = [Kind.single_label, Kind.multi_label, Kind.regression, Kind.tags]
+KINDS = [Kind.single_label, Kind.multi_label, Kind.regression, Kind.tags, Kind.text]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -5,7 +5,9 @@ tune eval RUN data.path=test.jsonl                  on all rows of a file
 tune eval RUN data=movie_reviews                    on the validation rows of an option (`tune ls data`)
 tune eval RUN evaluation.exact_match=50             with generated answers, of a language model
 tune eval MODEL data.path=test.jsonl                a classifier, tagger or language model of somebody else's
+tune eval MODEL data=glue_sst2 "stage.verbalizer={positive: great, negative: terrible}"    labels without a head
 tune eval --compare RUN RUN data.path=test.jsonl    one table, and how sure the differences are
+tune eval RUN harness=hellaswag,arc_easy            tasks of lm-evaluation-harness (pip install "tunecli[harness]")
 
 Written to RUN/evaluations/NAME/ (or --out DIR): result.json, predictions.jsonl with a line for each row, report.html.
 Every metric has its 95 % interval. `launch.num_processes=2` scores on two processes, with the same result.
@@ -33,6 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", nargs="+", metavar="RUN key=value", help="run, adapter or model; data and settings")
     parser.add_argument("--compare", action="store_true", help="the first of several with each of the others")
     parser.add_argument("--no-gap", action="store_true", help="do not score training rows too")
+    parser.add_argument("--task-files", type=Path, metavar="DIR", help="tasks of your own for harness=TASK")
+    parser.add_argument("--few-shot", type=int, metavar="N", help="solved examples in front, with harness=TASK")
+    parser.add_argument("--limit", type=int, metavar="N", help="questions of each task, with harness=TASK")
+    parser.add_argument("--chat", action="store_true", help="ask through the chat template, with harness=TASK")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write into")
     parser.add_argument("--json", action="store_true", help="the result as JSON")
 
@@ -44,6 +50,9 @@ def run(args: argparse.Namespace) -> int:
     if not args.compare and len(paths) != 1:
         what = f"{len(paths)} are named to be scored" if paths else "nothing is named to be scored"
         raise UserError(what, fix="name one: tune eval RUN; several: tune eval --compare RUN RUN")
+    if any(word.startswith("harness=") for word in overrides):
+        return _harness(paths[0], overrides, args)
+    _refuse_flags_of_harness(args)
     if STATUS in os.environ:
         _as_rank(paths, overrides, args)
     if (number := _processes(overrides)) > 1:
@@ -123,6 +132,46 @@ def _score(path: str, overrides: list[str], args: argparse.Namespace) -> int:
         print(json.dumps(scores.as_json() | {"folder": str(folder)}, indent=2, ensure_ascii=False))
     else:
         show(scores)
+        print(f"\nwritten: {display(folder.resolve() / PAGE)}")
+    return 0
+
+
+def _refuse_flags_of_harness(args: argparse.Namespace) -> None:
+    given = {
+        "--task-files": args.task_files is not None,
+        "--few-shot": args.few_shot is not None,
+        "--limit": args.limit is not None,
+        "--chat": args.chat,
+    }
+    for flag, is_given in given.items():
+        if is_given:
+            raise UserError("is for tasks of lm-evaluation-harness", where=flag, fix="harness=TASK, or leave it out")
+
+
+def _harness(path: str, overrides: list[str], args: argparse.Namespace) -> int:
+    from tunecli.config.paths import display
+    from tunecli.peft_methods.source import find_source
+    from tunecli.scoring import harness
+    from tunecli.scoring.files import PAGE, home
+    from tunecli.scoring.terminal import show_harness
+
+    if args.compare:
+        raise UserError("--compare is of rows, and the harness has tasks", fix="tune eval RUN harness=TASK for each")
+    options = harness.options_of(
+        overrides, folder=args.task_files, num_fewshot=args.few_shot, limit=args.limit, chat=args.chat
+    )
+    harness.check_installed()
+    if args.json or not sys.stderr.isatty():
+        from tunecli.engine.quiet import no_foreign_bars
+
+        no_foreign_bars()
+    scores = harness.score_with_harness(path, options)
+    folder = args.out or home(find_source(path), harness.name_of(options))
+    harness.write(scores, folder)
+    if args.json:
+        print(json.dumps(scores.as_json() | {"folder": str(folder)}, indent=2, ensure_ascii=False))
+    else:
+        show_harness(scores)
         print(f"\nwritten: {display(folder.resolve() / PAGE)}")
     return 0
 

@@ -11,6 +11,7 @@ from omegaconf import MISSING, OmegaConf
 from tunecli.config.data import DataConfig
 from tunecli.config.data_checks import data_problems
 from tunecli.config.errors import ConfigError, Problem
+from tunecli.config.language_checks import language_problems
 from tunecli.config.overrides import COMMAND_LINE, check_values, sort_overrides
 from tunecli.config.paths import config_root, option_names, shipped_asset
 from tunecli.config.run import RunConfig
@@ -20,8 +21,11 @@ from tunecli.config.yaml_file import YamlFile
 ALLOWED = (
     *("data.", "evaluation.", "launch.", "model.attention", "model.device_map", "stage.overlap", "seed"),
     *("train.micro_batch_size", "train.micro_batch_tokens", "train.precision"),
+    *("stage.templates", "stage.verbalizer"),
 )
 """What can be other than in training without another model."""
+UNTRAINED = (*ALLOWED, "stage.")
+"""The same of a model that we did not train for the stage."""
 OF_READING = (
     *("max_length", "overlong", "truncation_side", "chat_template", "chat_template_kwargs", "system"),
     *("system_prompt", "thinking", "adapter_column"),
@@ -42,7 +46,7 @@ class Scored:
     """they are the validation rows of the run"""
 
 
-def scored(config: RunConfig, overrides: list[str]) -> Scored:
+def scored(config: RunConfig, overrides: list[str], allowed: tuple[str, ...] = ALLOWED) -> Scored:
     """`config` with other data: `data=OPTION`, and values in Hydra's grammar.
 
     A path that is named (`data.path`, `data.mix`) is scored whole; of an option the validation rows are, if it has
@@ -62,7 +66,7 @@ def scored(config: RunConfig, overrides: list[str]) -> Scored:
     config = _for_another_path(config, set_keys)
     written = OmegaConf.structured(config)
     _, problems = check_values(given.values, written)
-    problems += [_not_allowed(key) for key in set_keys if not key.startswith(ALLOWED)]
+    problems += [_not_allowed(key, allowed) for key in set_keys if not key.startswith(allowed)]
     if problems := [*given.problems, *problems]:
         raise ConfigError(problems)
     changed = loose_copy(written)
@@ -77,15 +81,15 @@ def scored(config: RunConfig, overrides: list[str]) -> Scored:
     if all_rows:
         config = replace(config, data=replace(config.data, validation=None))
     config = replace(config, data=_with_shipped(config.data))
-    if problems := list(data_problems(config)):
+    if problems := [*data_problems(config), *language_problems(config)]:
         raise ConfigError(problems)
     own = not given.choices and not any(key.startswith("data.") for key in set_keys)
     return Scored(config, _name(config.data, option, named, own), all_rows, own)
 
 
-def _not_allowed(key: str) -> Problem:
+def _not_allowed(key: str, allowed: tuple[str, ...]) -> Problem:
     what = f"{key} would be another model than the one that was trained"
-    names = ", ".join(f"{name}*" if name.endswith(".") else name for name in ALLOWED)
+    names = ", ".join(f"{name}*" if name.endswith(".") else name for name in allowed)
     return Problem(COMMAND_LINE, what, f"what can be other than in training: data=NAME, {names}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from tunecli.config.stage import ProblemType, StageConfig, Task
+from tunecli.config.stage import PretrainConfig, ProblemType, StageConfig, Task, VerbalizeConfig
 
 
 class Kind(Enum):
@@ -18,9 +18,20 @@ class Kind(Enum):
     """a label for each word"""
     text = "text"
     """an answer"""
+    document = "document"
+    """nothing but how likely its own tokens are"""
+
+    @property
+    def of_tokens(self) -> bool:
+        """Measured by how likely tokens are, not by labels."""
+        return self in (Kind.text, Kind.document)
 
 
 def kind_of(stage: StageConfig) -> Kind:
+    if isinstance(stage, VerbalizeConfig):
+        return Kind.single_label
+    if isinstance(stage, PretrainConfig):
+        return Kind.document
     if stage.task is Task.token_classification:
         return Kind.tags
     if stage.task is not Task.sequence_classification:

@@ -14,12 +14,17 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_array
 
+from tunecli.evaluation import texts
 from tunecli.evaluation.kinds import Kind
 from tunecli.evaluation.metrics import NUM_BINS
 from tunecli.ops.bootstrap import Measures
 
 Record = dict[str, Any]
 """A line of predictions.jsonl."""
+JUDGED = ("exact_match", "choice_accuracy", *texts.ROUGE)
+"""Scores of single answers, which are averaged."""
+COUNTED: dict[str, Callable[[np.ndarray], np.ndarray]] = {"bleu": texts.bleu_of, "chrf": texts.chrf_of}
+"""Scores of all answers together, from counts that add up."""
 NATS = 700.0
 """Beyond this a perplexity is no number any more."""
 
@@ -27,7 +32,7 @@ NATS = 700.0
 def measures_of(records: Sequence[Record], kind: Kind) -> Measures:
     """Of several tasks each metric of each, and their means."""
     tasks = by_task(records)
-    if kind is Kind.text:
+    if kind.of_tokens:
         return _of_texts(records, tasks)
     each = {task: OF_KIND[kind]([records[i] for i in rows]) for task, rows in tasks.items()}
     sums = _sums_of_losses(records)
@@ -66,18 +71,27 @@ def _of_texts(records: Sequence[Record], tasks: dict[str, np.ndarray]) -> Measur
     losses = _sums_of_losses(records)
     judged = {
         name: np.array([[float(record.get(name) or 0), float(name in record)] for record in records])
-        for name in ("exact_match", "choice_accuracy")
+        for name in JUDGED
         if any(name in record for record in records)
     }
+    counted = {name: table for name in COUNTED if (table := _counts_of(records, name)) is not None}
 
     def measures(counts: np.ndarray) -> dict[str, np.ndarray]:
         loss = _ratio(*(counts @ losses).T)
         found = {"loss": loss, "perplexity": np.exp(np.minimum(loss, NATS))}
         if len(tasks) > 1:
             found |= {f"loss/{task}": _ratio(*(counts[:, rows] @ losses[rows]).T) for task, rows in tasks.items()}
-        return found | {name: _ratio(*(counts @ each).T) for name, each in judged.items()}
+        found |= {name: _ratio(*(counts @ each).T) for name, each in judged.items()}
+        return found | {name: COUNTED[name](counts @ each) for name, each in counted.items()}
 
     return measures
+
+
+def _counts_of(records: Sequence[Record], name: str) -> np.ndarray | None:
+    """[records, counts], zero where there are none; None where no record has any."""
+    known = [record.get("counts", {}).get(name) for record in records]
+    size = next((len(each) for each in known if each is not None), None)
+    return None if size is None else np.array([each or [0] * size for each in known], np.float64)
 
 
 def _single_label(records: Sequence[Record]) -> Measures:

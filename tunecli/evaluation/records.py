@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from tunecli.config.evaluation import EvaluationConfig
 from tunecli.data.batching import Examples
 from tunecli.data.encoded import Encoded
 from tunecli.data.examples import Example, Labelled, Tagged
 from tunecli.data.labels import Labels
+from tunecli.evaluation import texts
 from tunecli.evaluation.kinds import Kind
 from tunecli.evaluation.metrics import softmax
 from tunecli.evaluation.predictions import of_words, whole_texts
@@ -40,10 +42,17 @@ def of_texts(
     contents: Contents,
     *,
     expected: bool = True,
+    groups: Sequence[Sequence[int]] | None = None,
 ) -> list[Record]:
-    """One for each text. `expected`: the examples have labels of their own."""
+    """One for each text.
+
+    Args:
+        expected: the examples have labels of their own.
+        groups: examples that are one question, to several adapters, with one answer; None: each is a question.
+    """
     records = []
-    for i, each in enumerate(logits):
+    for i in range(len(logits)) if groups is None else [group[0] for group in groups]:
+        each = logits[i]
         source = examples.names[int(examples.sources[i])]
         own = labels.range_of(source)
         said = _said(each[0, own.start : own.stop], labels.of(source), kind)
@@ -101,7 +110,7 @@ def of_answers(
     samples: Sequence[dict[str, str]],
     prompt_and_answer: Callable[[int], tuple[str, str]],
 ) -> list[Record]:
-    """One for each example; what was judged stands with the first example of a question.
+    """One for each question.
 
     Args:
         groups: the examples of each question.
@@ -109,18 +118,44 @@ def of_answers(
         samples: what was generated, for the first questions.
     """
     records = []
-    for i in range(len(examples)):
-        prompt, answer = prompt_and_answer(i)
-        source = examples.names[int(examples.sources[i])]
-        records.append(_start(examples, i, source) | {"prompt": prompt, "expected": answer})
     for number, group in enumerate(groups):
-        record = records[group[0]]
+        prompt, answer = prompt_and_answer(group[0])
+        source = examples.names[int(examples.sources[group[0]])]
+        record = _start(examples, group[0], source) | {"prompt": prompt, "expected": answer}
+        records.append(record)
         if number < len(samples):
             record["predicted"] = samples[number]["answer"]
         for name, each in right.items():
             if number < len(each):
                 record[name] = each[number]
     return records
+
+
+def add_text_scores(records: Sequence[Record], config: EvaluationConfig) -> None:
+    """ROUGE of each of the first answers, and what BLEU and chrF add up over answers (`counts`)."""
+    answered = [record for record in records if "predicted" in record]
+
+    def first(number: int) -> tuple[list[str], list[str]]:
+        return [record["predicted"] for record in answered[:number]], [r["expected"] for r in answered[:number]]
+
+    if number := config.rouge:
+        for record, scores in zip(answered, texts.rouge_of_each(*first(number)), strict=False):
+            record |= scores
+    if number := config.bleu:
+        for record, counts in zip(answered, texts.bleu_counts(*first(number), config.bleu_tokenize), strict=False):
+            record.setdefault("counts", {})["bleu"] = counts
+    if number := config.chrf:
+        for record, counts in zip(answered, texts.chrf_counts(*first(number)), strict=False):
+            record.setdefault("counts", {})["chrf"] = counts
+
+
+def of_documents(examples: Examples, tokenizer: PreTrainedTokenizerBase) -> list[Record]:
+    """One for each document, or each window of one."""
+    return [
+        _start(examples, i, examples.names[int(examples.sources[i])])
+        | {"text": tokenizer.decode(examples[i].input_ids, skip_special_tokens=True)}
+        for i in range(len(examples))
+    ]
 
 
 def add_losses(records: Sequence[Record], losses: np.ndarray, windows: Sequence[Sequence[int]] | None = None) -> None:
@@ -179,8 +214,8 @@ def prompt_and_answer(examples: Examples, tokenizer: PreTrainedTokenizerBase) ->
     """The last question of an example as the model sees it, and its right answer."""
     from tunecli.evaluation.answers import question, text_of
 
-    def texts(index: int) -> tuple[str, str]:
+    def both(index: int) -> tuple[str, str]:
         asked = question(examples, index)
         return tokenizer.decode(asked.prompt), text_of(asked.answer, tokenizer)
 
-    return texts
+    return both

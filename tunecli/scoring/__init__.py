@@ -21,8 +21,10 @@ from tunecli.assembly.data import Data
 from tunecli.assembly.stage import build_setting
 from tunecli.config.data import Side, validation_share
 from tunecli.config.run import RunConfig
-from tunecli.config.scored import Scored, scored
+from tunecli.config.scored import ALLOWED, UNTRAINED, Scored, scored
+from tunecli.config.stage import VerbalizeConfig
 from tunecli.data.labelled import words_with_tokens
+from tunecli.data.labels import Labels
 from tunecli.data.sample import drawn
 from tunecli.data.text_encoder import TextEncoder
 from tunecli.engine.distributed import make_accelerator, make_deterministic
@@ -38,7 +40,7 @@ from tunecli.models.self_test import Wrapped
 from tunecli.ops.bootstrap import DRAWS, intervals
 from tunecli.scoring import rows as data_rows
 from tunecli.scoring.rows import Rows
-from tunecli.scoring.subject import Subject, find_subject, load_wrapped
+from tunecli.scoring.subject import Subject, asked_as, find_subject, load_wrapped
 from tunecli.stages import STAGES
 
 Proceed = Callable[[str, float], bool]
@@ -129,8 +131,20 @@ def choose(path: str, words: Sequence[str]) -> tuple[Subject, Scored]:
         UserError: one of them is not there, or they do not fit.
     """
     stage, overrides = split_stage(words)
-    subject = find_subject(path, stage)
-    return subject, scored(subject.config, overrides)
+    subject = find_subject(path, stage or implied(overrides))
+    chosen = scored(subject.config, overrides, allowed_for(subject))
+    return asked_as(subject, chosen.config), chosen
+
+
+def allowed_for(subject: Subject) -> tuple[str, ...]:
+    """What can be set: beginnings of keys."""
+    return ALLOWED if subject.trained else UNTRAINED
+
+
+def implied(overrides: Sequence[str]) -> str | None:
+    """Templates and words for labels say what a model is asked."""
+    asked = any(word.startswith(("stage.templates=", "stage.verbalizer=")) for word in overrides)
+    return "verbalize" if asked else None
 
 
 def open_session(subject: Subject, config: RunConfig) -> Session:
@@ -166,7 +180,7 @@ def score(
     balanced = bool(getattr(subject.config.stage, "balanced", False))
     rows = data_rows.read(subject, chosen, with_training=gap or balanced, show_progress=show_progress)
     session = open_session(subject, chosen.config)
-    data = Data(subject.tokenizer, rows.train, rows.scored, subject.labels)
+    data = Data(subject.tokenizer, rows.train, rows.scored, rows.labels)
     found = session.evaluate(data, lambda done: proceed("scoring", done), all_answers=True)
     records = _records(session, rows, found)
     trained = _gap(session, data, found, lambda done: proceed("training rows", done)) if gap else None
@@ -176,7 +190,7 @@ def score(
         kind=subject.kind,
         data=_about(chosen, rows),
         metrics=_metrics(found, records, subject.kind),
-        tables=_tables(records, subject),
+        tables=_tables(records, subject.kind, rows.labels),
         gap=trained,
         records=records,
         notes=_notes(session, rows, chosen, gap=gap),
@@ -185,31 +199,31 @@ def score(
 
 
 def _records(session: Session, rows: Rows, found: Evaluation) -> list[Record]:
-    subject, examples = session.subject, rows.scored
-    windows = None
-    if subject.kind is Kind.text:
-        records = lines.of_answers(
-            examples,
-            same_questions(examples),
-            found.right,
-            found.samples,
-            lines.prompt_and_answer(examples, subject.tokenizer),
-        )
+    subject, examples, labels = session.subject, rows.scored, rows.labels
+    windows: list[list[int]] | None = None
+    if subject.kind is Kind.document:
+        records = lines.of_documents(examples, subject.tokenizer)
+    elif subject.kind is Kind.text:
+        windows = same_questions(examples)
+        asked = lines.prompt_and_answer(examples, subject.tokenizer)
+        records = lines.of_answers(examples, windows, found.right, found.samples, asked)
+        lines.add_text_scores(records, session.config.evaluation)
     else:
-        assert subject.labels is not None
+        assert labels is not None
         contents = data_rows.contents(session.config.data, rows).get
         if subject.kind is Kind.tags:
             encoder = TextEncoder(subject.tokenizer)
             records, windows = lines.of_tags(
                 found.predictions,
                 examples,
-                subject.labels,
+                labels,
                 contents,
                 lambda words: words_with_tokens(words, encoder),
                 from_the_left=session.config.data.truncation_side is Side.right,
             )
         else:
-            records = lines.of_texts(found.predictions, examples, subject.labels, subject.kind, contents)
+            windows = same_questions(examples) if isinstance(session.config.stage, VerbalizeConfig) else None
+            records = lines.of_texts(found.predictions, examples, labels, subject.kind, contents, groups=windows)
     assert found.losses is not None
     lines.add_losses(records, found.losses, windows)
     return records
@@ -233,12 +247,11 @@ def plain(metrics: dict[str, float]) -> dict[str, float]:
     return {name.removeprefix("eval/"): value for name, value in metrics.items()}
 
 
-def _tables(records: Sequence[Record], subject: Subject) -> list[Table]:
-    if subject.labels is None:
+def _tables(records: Sequence[Record], kind: Kind, labels: Labels | None) -> list[Table]:
+    if labels is None:
         return []
     tables = (
-        table_of([records[i] for i in rows], subject.kind, subject.labels.of(task), task)
-        for task, rows in by_task(records).items()
+        table_of([records[i] for i in rows], kind, labels.of(task), task) for task, rows in by_task(records).items()
     )
     return [table for table in tables if table is not None]
 
@@ -276,5 +289,6 @@ def _notes(session: Session, rows: Rows, chosen: Scored, *, gap: bool) -> list[s
 
 def _why_no_training(subject: Subject) -> str:
     if not subject.trained:
-        return "what it was trained on is not known"
+        run = subject.source.run
+        return "what it was trained on is not known" if run is None else f"it was trained as {run.stage.name}"
     return "its rows were streamed" if subject.config.data.streaming else "its training rows cannot be read any more"

@@ -166,6 +166,6 @@ def _keyed(records: Sequence[Record], kind: Kind) -> dict[Key, Record]:
     for record in records:
         place = (record["file"], record["row"], record.get("task"))
         seen[place] = seen.get(place, 0) + 1
-        expected = None if kind is Kind.text else repr(record["expected"])
+        expected = None if kind.of_tokens else repr(record["expected"])
         found[*place, seen[place], expected] = record
     return found

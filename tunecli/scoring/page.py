@@ -21,7 +21,7 @@ from tunecli.scoring.comparison import Compared, Comparison
 MOST_LABELS = 30
 """Of a confusion matrix that is shown whole."""
 MISTAKES = 12
-TO_ONE = ("accuracy", "f1", "precision", "recall", "mcc", "pearson", "spearman", "exact_match", "ece")
+TO_ONE = ("accuracy", "f1", "precision", "recall", "mcc", "pearson", "spearman", "exact_match", "ece", "rouge")
 """Beginnings of the names of metrics that end at 1."""
 PACKAGE = "tunecli.scoring"
 
@@ -190,7 +190,7 @@ def _mistakes(records: Sequence[Record], kind: Kind) -> list[Mistake]:
         ]
     wrong = [record for record in records if "predicted" in record and record["predicted"] != record["expected"]]
     return [
-        Mistake(_where(each), _shortened(each["prompt"], None), each["expected"], each["predicted"], "")
+        Mistake(_where(each), _shortened(each["prompt"], None), each["expected"], each["predicted"] or "nothing", "")
         for each in wrong[:MISTAKES]
     ]
 

@@ -15,7 +15,7 @@ from tunecli.config.data_checks import formats_for
 from tunecli.config.errors import UserError
 from tunecli.config.run import RunConfig
 from tunecli.config.scored import scored
-from tunecli.config.stage import Turns
+from tunecli.config.stage import SFTConfig, Task, Turns, VerbalizeConfig
 from tunecli.data.dataset import LOOKED_AT
 from tunecli.data.encode import CHUNK_ROWS, RowEncoder
 from tunecli.data.examples import Example, Unusable
@@ -35,9 +35,11 @@ from tunecli.evaluation.kinds import Kind
 from tunecli.evaluation.predictions import predict as logits_of
 from tunecli.evaluation.records import Record
 from tunecli.report.run_files import read_run
-from tunecli.scoring import Session, open_session, split_stage
-from tunecli.scoring.subject import Subject, find_subject
+from tunecli.scoring import Session, allowed_for, implied, open_session, split_stage
+from tunecli.scoring import rows as data_rows
+from tunecli.scoring.subject import Subject, asked_as, find_subject
 from tunecli.scoring.unlabelled import Unlabelled, choose
+from tunecli.stages.verbalize import answers as verbalized
 
 ROW = " row "
 TOGETHER = 64
@@ -69,7 +71,7 @@ def plan(path: str, file: str, words: Sequence[str] = (), task: str | None = Non
     stage, overrides = split_stage(words)
     if launching := next((word for word in overrides if word.startswith("launch.")), None):
         raise UserError("predictions are made by one process", where=launching, fix="leave it out")
-    subject = find_subject(path, stage)
+    subject = find_subject(path, stage or implied(overrides))
     usual = SourceConfig(path=file)
     data = replace(
         subject.config.data,
@@ -79,7 +81,8 @@ def plan(path: str, file: str, words: Sequence[str] = (), task: str | None = Non
     )
     if not subject.trained:
         data = replace(data, format="auto")
-    config = scored(replace(subject.config, data=data), overrides).config
+    config = scored(replace(subject.config, data=data), overrides, allowed_for(subject)).config
+    subject, config = _answering(asked_as(subject, config), config)
     (source,) = training_sources(config.data)
     apply_chat_template_choice(subject.tokenizer, config.data.chat_template)
     first, number = _first(source, config)
@@ -91,9 +94,29 @@ def plan(path: str, file: str, words: Sequence[str] = (), task: str | None = Non
         subject.kind,
         label,
         raw=_goes_on_with_text(subject),
-        known=formats_for(config.stage.task),
+        known=formats_for(config.stage.reads),
     )
     return Plan(subject, config, source, format, _encoding(subject, config), task or "", number)
+
+
+def _answering(subject: Subject, config: RunConfig) -> tuple[Subject, RunConfig]:
+    """A model of documents goes on with a text, as a language model does; and the labels of words for them.
+
+    Raises:
+        UserError: it has nothing to say that could be predicted.
+    """
+    if subject.kind is Kind.document:
+        if config.stage.task is not Task.causal_lm:
+            raise UserError(
+                "predicts tokens that are missing in a text, and gives no answers",
+                where=subject.source.path,
+                fix="tune eval measures it; stage.templates=['{text} It was {mask}.'] asks it for labels",
+            )
+        config = replace(config, stage=SFTConfig())
+        return replace(subject, config=replace(subject.config, stage=config.stage)), config
+    if isinstance(config.stage, VerbalizeConfig):
+        subject = replace(subject, labels=data_rows.labels_of_words(subject))
+    return subject, config
 
 
 def predict(plan: Plan, proceed: Callable[[float], bool] = lambda done: True) -> Iterator[Record]:
@@ -184,7 +207,11 @@ def _predicted(session: Session, plan: Plan, window: Window, rows: Sequence[Row 
         found = _answered(session, window)
     else:
         assert subject.labels is not None
-        logits = logits_of(session.model, window, batching, session.accelerator)
+        if isinstance(session.config.stage, VerbalizeConfig):
+            combine = session.config.evaluation.combine
+            logits = verbalized(session.model, window, batching, session.accelerator, subject.labels, combine)
+        else:
+            logits = logits_of(session.model, window, batching, session.accelerator)
         contents = _contents(plan.format, rows)
         if subject.kind is Kind.tags:
             text = TextEncoder(subject.tokenizer)
@@ -198,7 +225,10 @@ def _predicted(session: Session, plan: Plan, window: Window, rows: Sequence[Row 
                 from_the_left=plan.config.data.truncation_side is Side.right,
             )
         else:
-            found = lines.of_texts(logits, window, subject.labels, subject.kind, contents, expected=False)
+            groups = same_questions(window) if isinstance(session.config.stage, VerbalizeConfig) else None
+            found = lines.of_texts(
+                logits, window, subject.labels, subject.kind, contents, expected=False, groups=groups
+            )
     return {f"{record['file']}{ROW}{record['row']}": record for record in found}
 
 

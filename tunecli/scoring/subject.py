@@ -8,15 +8,26 @@ from dataclasses import dataclass, replace
 import torch
 from accelerate import Accelerator
 from omegaconf import MISSING
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from tunecli.assembly.data import encoding_of
 from tunecli.config.data import DataConfig, training_sources
 from tunecli.config.errors import UserError
+from tunecli.config.evaluation import EvaluationConfig
 from tunecli.config.run import RunConfig
-from tunecli.config.stage import STAGE_SCHEMAS, ProblemType, StageConfig, Task
+from tunecli.config.scored import OF_READING
+from tunecli.config.stage import (
+    STAGE_SCHEMAS,
+    LanguageModel,
+    Objective,
+    PretrainConfig,
+    ProblemType,
+    StageConfig,
+    Task,
+    VerbalizeConfig,
+)
 from tunecli.config.train import Precision
-from tunecli.data.labels import Labels
+from tunecli.data.labels import UNNAMED, Labels
 from tunecli.data.mixture import labels as source_names
 from tunecli.data.tokens import Encoding
 from tunecli.engine.precision import resolve_precision
@@ -30,14 +41,23 @@ from tunecli.peft_methods.saving import load_adapters
 from tunecli.peft_methods.source import Source, find_source
 from tunecli.peft_methods.token_ids import places_in_saved
 
-STAGE_OF = {
-    "SequenceClassification": "classify",
-    "TokenClassification": "tag",
-    "CausalLM": "sft",
-    "LMHeadModel": "sft",
+TASK_OF = {
+    "SequenceClassification": Task.sequence_classification,
+    "TokenClassification": Task.token_classification,
+    "CausalLM": Task.causal_lm,
+    "LMHeadModel": Task.causal_lm,
+    "MaskedLM": Task.masked_lm,
 }
-"""End of the name of a model's class -> the stage that scores it."""
-STAGES = tuple(dict.fromkeys(STAGE_OF.values()))
+"""End of the name of a model's class -> what it is for. Encoder-decoders have names of all kinds."""
+STAGES_OF = {
+    Task.sequence_classification: ("classify",),
+    Task.token_classification: ("tag",),
+    Task.causal_lm: ("sft", "pretrain", "verbalize"),
+    Task.masked_lm: ("pretrain", "verbalize"),
+    Task.seq2seq_lm: ("seq2seq", "pretrain"),
+}
+"""The stages that score a model for this; the first where none is named."""
+STAGES = tuple(dict.fromkeys(stage for stages in STAGES_OF.values() for stage in stages))
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,21 +67,19 @@ class Subject:
     """how it was trained; of what we did not train, what a run would begin with"""
     tokenizer: PreTrainedTokenizerBase
     labels: Labels | None
-    """of a model with a head for them"""
+    """of a model with a head for them, or with words that are known without looking at rows"""
+    trained: bool = True
+    """by us, for this stage, so that its data are known"""
 
     @property
     def kind(self) -> Kind:
         return kind_of(self.config.stage)
 
-    @property
-    def trained(self) -> bool:
-        """By us, so that its data are known."""
-        return self.source.run is not None
-
     def precision(self, config: RunConfig) -> Precision:
         """As in training; what we did not train and is stored in fp32 computes in that."""
-        frozen = bool(self.config.peft) or not self.trained
-        if not self.trained and config.train.precision is Precision.auto and dtype_of(self.source) is torch.float32:
+        ours = self.source.run is not None
+        frozen = bool(self.config.peft) or not ours
+        if not ours and config.train.precision is Precision.auto and dtype_of(self.source) is torch.float32:
             return Precision.fp32
         return resolve_precision(config.train.precision, cpu=not torch.cuda.is_available(), frozen_base=frozen)
 
@@ -77,7 +95,7 @@ def find_subject(path: str, stage: str | None = None) -> Subject:
     """
     Args:
         path: run directory, adapter, model folder, Hub id or builtin model.
-        stage: what a model of unknown class is to be scored as; None: told from its class.
+        stage: what it is to be scored as; None: as it was trained, or told from its class.
 
     Raises:
         UserError: there is no such model, or it has no head that fits.
@@ -86,16 +104,32 @@ def find_subject(path: str, stage: str | None = None) -> Subject:
         raise UserError(f"there is no stage {stage!r} to score", where="stage", fix=f"one of {', '.join(STAGES)}")
     source = find_source(path)
     if source.run is not None:
-        own = source.run.stage.name
-        if stage not in (None, own):
-            raise UserError(f"was trained as {own}", where=path, fix=f"leave out stage={stage}")
-        return _subject(source, source.run)
+        own = source.run.stage
+        if stage in (None, own.name):
+            return _subject(source, source.run)
+        if stage not in STAGES_OF[own.task]:
+            raise UserError(f"was trained as {own.name}", where=path, fix=f"leave out stage={stage}")
+        read = {name: getattr(source.run.data, name) for name in OF_READING if name != "overlong"}
+        data = DataConfig(path=MISSING, **read)
+        other = replace(source.run, stage=stage_for(stage, own.task), data=data, evaluation=EvaluationConfig())
+        return _subject(source, other, trained=False)
     found = _stage_of(source, stage)
     config = RunConfig(recipe="eval", model=source.base, data=DataConfig(path=MISSING), stage=found)
-    return _subject(source, config)
+    return _subject(source, config, trained=False)
 
 
-def _subject(source: Source, config: RunConfig) -> Subject:
+def stage_for(name: str, task: Task) -> StageConfig:
+    """The stage `name` as it scores a model for `task`."""
+    config = STAGE_SCHEMAS[name]()
+    if isinstance(config, VerbalizeConfig):
+        return replace(config, language_model=LanguageModel(task.value))
+    if isinstance(config, PretrainConfig):
+        usual = Objective.span_corruption if task is Task.seq2seq_lm else Objective(task.value)
+        return replace(config, objective=usual)
+    return config
+
+
+def _subject(source: Source, config: RunConfig, *, trained: bool = True) -> Subject:
     labels = None
     if config.stage.task.has_labels:
         stored = stored_config(source)
@@ -105,7 +139,23 @@ def _subject(source: Source, config: RunConfig) -> Subject:
             )
         tasks = source_names(training_sources(config.data)) if source.run is not None else []
         labels = labels_of(head_of(stored).labels, tasks)
-    return Subject(source, config, tokenizer_of(source), labels)
+    return Subject(source, config, tokenizer_of(source), labels, trained)
+
+
+def asked_as(subject: Subject, config: RunConfig) -> Subject:
+    """The subject with what `config` says about its stage: other objectives, templates and words for labels.
+
+    Raises:
+        UserError: it is no model for that.
+    """
+    own, stage = subject.config.stage, config.stage
+    if stage.task is not own.task:
+        fix = f"an objective for a {own.task.value} model"
+        raise UserError(f"is no model for a {stage.task.value} objective", where=subject.source.path, fix=fix)
+    labels = subject.labels
+    if isinstance(stage, VerbalizeConfig) and stage.labels:
+        labels = Labels({UNNAMED: stage.labels})
+    return replace(subject, config=replace(subject.config, stage=stage), labels=labels)
 
 
 def _stage_of(source: Source, wanted: str | None) -> StageConfig:
@@ -118,27 +168,37 @@ def _stage_of(source: Source, wanted: str | None) -> StageConfig:
     if stored is None:
         return STAGE_SCHEMAS[wanted or "sft"]()  # loading it says in one line what is wrong
     name = next(iter(stored.architectures or ()), "")
-    own = next((stage for end, stage in STAGE_OF.items() if name.endswith(end)), None)
-    if own is None and wanted in ("classify", "tag"):
-        own = "none"
-    if own is None and wanted is None:
-        raise _headless(source, name)
-    if wanted is not None and own not in (None, wanted):
-        if own == "none" or wanted in ("classify", "tag"):
-            raise _headless(source, name, wanted)
-        raise UserError(f"is a {name}, which stage={wanted} cannot score", where=source.path, fix=f"stage={own}")
-    config = STAGE_SCHEMAS[own or wanted or "sft"]()
+    task = _task_of(name, stored)
+    if task is None or (wanted not in (None, *STAGES_OF[task]) and wanted in ("classify", "tag")):
+        raise _headless(source, name, wanted)
+    if wanted not in (None, *STAGES_OF[task]):
+        fix = " or ".join(f"stage={stage}" for stage in STAGES_OF[task])
+        raise UserError(f"is a {name}, which stage={wanted} cannot score", where=source.path, fix=fix)
+    config = stage_for(wanted or STAGES_OF[task][0], task)
     if config.task is Task.sequence_classification:
         return replace(config, problem_type=head_of(stored).problem_type)  # type: ignore[call-arg]
     return config
 
 
-def _headless(source: Source, name: str, wanted: str = "") -> UserError:
-    what = {"classify": "labels of texts", "tag": "labels of words"}.get(wanted, "labels or next tokens")
+def _task_of(name: str, config: PretrainedConfig) -> Task | None:
+    """Of a model's class; None of one without a head that anything could be read off."""
+    if config.is_encoder_decoder and name.endswith(("ConditionalGeneration", "LMHeadModel")):
+        return Task.seq2seq_lm
+    return next((task for end, task in TASK_OF.items() if name.endswith(end)), None)
+
+
+def _headless(source: Source, name: str, wanted: str | None) -> UserError:
+    needed = {
+        "classify": "labels of texts",
+        "tag": "labels of words",
+        "verbalize": "words",
+        "pretrain": "words",
+    }.get(wanted or "", "labels or words")
+    stage = wanted if wanted in ("classify", "tag") else "classify"
     return UserError(
-        f"is a {name or 'model'} without a head for {what}",
+        f"is a {name or 'model'} without a head for {needed}",
         where=source.path,
-        fix=f"train one: tune run recipe=NAME model=path model.path={source.path} stage={wanted or 'classify'}",
+        fix=f"train one: tune run recipe=NAME model=path model.path={source.path} stage={stage}",
     )
 
 

@@ -15,6 +15,8 @@ from tunecli.evaluation.tables import Table
 from tunecli.report.numbers import difference, shown, unit_of
 from tunecli.scoring import Proceed, Scores
 from tunecli.scoring.comparison import Compared, Comparison
+from tunecli.scoring.harness import HarnessScores
+from tunecli.scoring.harness import text_of as harness_text
 from tunecli.scoring.page import confusions, difference_of, text_of, verdict
 
 SHOWN_CLASSES = 40
@@ -50,6 +52,17 @@ def show(scores: Scores) -> None:
         _show_table(console, table)
     for note in scores.notes:
         console.print(Text(visible(note), style="yellow"))
+
+
+def show_harness(scores: HarnessScores) -> None:
+    console = _console()
+    console.print(Text(visible(f"{scores.subject} in lm-evaluation-harness {scores.version}"), style="bold"))
+    table = grid(["task", "metric", "value [95% interval]", "questions"])
+    for each in scores.measured:
+        name = each.metric if each.filter == "none" else f"{each.metric} ({each.filter})"
+        questions = "" if each.questions is None else f"{each.questions:,}"
+        table.add_row(*[Text(visible(cell)) for cell in (each.task, name, harness_text(each), questions)])
+    console.print(table)
 
 
 def show_comparison(comparison: Comparison) -> None:

@@ -9,12 +9,14 @@ from typing import Any
 
 from tunecli.data.examples import Example, Labelled, Tagged
 from tunecli.data.formats import Format, choose_format
-from tunecli.data.formats.detect import LABELS, PAIRS, TAGS, WORDS
+from tunecli.data.formats.detect import LABELS, PAIRS, SOURCE_TARGET, TAGS, WORDS
 from tunecli.evaluation.kinds import Kind
 
 ANSWER = "-"
 MESSAGE, SHAREGPT = ("role", "content", "assistant"), ("from", "value", "gpt")
 """Keys of speaker and text, and what the one who answers is called."""
+OF_OTHERS = ("text", "input")
+"""Columns of a source that other formats have too."""
 ANSWERING = ("assistant", "gpt", "chatgpt", "model", "bing", "bard")
 TARGETS = {
     "classification": "label",
@@ -22,6 +24,7 @@ TARGETS = {
     "tagging": "tags",
     "alpaca": "output",
     "prompt_completion": "completion",
+    "seq2seq": "target",
 }
 """Format -> its column for what is to be predicted."""
 
@@ -32,6 +35,7 @@ NEEDED = {
     "tagging": "tokens",
     "alpaca": "instruction",
     "prompt_completion": "prompt",
+    "seq2seq": "source",
     "messages": "messages",
     "sharegpt": "conversations",
 }
@@ -94,6 +98,9 @@ def completed(values: dict[str, Any], kind: Kind, label: str, *, raw: bool) -> d
 
 
 def _with_answer(values: dict[str, Any], *, raw: bool) -> dict[str, Any]:
+    for source, target in SOURCE_TARGET:
+        if source in values and source not in OF_OTHERS:
+            values = {target: ANSWER, "target": ANSWER, **values}
     for column in ("messages", "conversations"):
         turns = values.get(column)
         if isinstance(turns, list) and turns and isinstance(turns[-1], dict):

@@ -16,11 +16,12 @@ from functools import partial
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from tunecli.config.evaluation import Combine
 from tunecli.config.stage import VerbalizeConfig
-from tunecli.data.batching import Examples
+from tunecli.data.batching import Batching, Examples
 from tunecli.data.labels import Labels
 from tunecli.engine.batch import Batch
 from tunecli.engine.stage import Evaluation, LossOutput
@@ -56,13 +57,12 @@ def _measured(setting: Setting, model: nn.Module, proceed: Callable[[float], boo
         return Evaluation()
     assert labels is not None
     found = predict(model, examples, setting.batching, setting.accelerator, proceed, scores)
+    tables = _tables(found, examples, labels)
     names = [labels.of(examples.names[int(source)]) for source in examples.sources]
-    tables = [torch.from_numpy(each).view(-1, len(own)) for each, own in zip(found, names, strict=True)]
     targets = [own.index(examples[i].labels[0]) for i, own in enumerate(names)]
     losses = np.array([_loss_of(table, target) for table, target in zip(tables, targets, strict=True)])
     groups = same_questions(examples)
-    combine = setting.evaluator.config.combine
-    logits = [combined(torch.cat([tables[i] for i in group]), combine) for group in groups]
+    logits = _answers(tables, groups, setting.evaluator.config.combine)
     right = [int(each.argmax()) == targets[group[0]] for each, group in zip(logits, groups, strict=True)]
     values = {"loss": float(losses[:, 0].sum() / losses[:, 1].sum())} | _by_task(examples, groups, logits, targets)
     return Evaluation(
@@ -71,6 +71,31 @@ def _measured(setting: Setting, model: nn.Module, proceed: Callable[[float], boo
         predictions=_predictions(examples, labels, groups, logits),
         losses=losses,
     )
+
+
+def answers(
+    model: nn.Module,
+    examples: Examples,
+    batching: Batching,
+    accelerator: Accelerator,
+    labels: Labels,
+    combine: Combine,
+) -> list[np.ndarray]:
+    """[1, labels of all tasks] logits for each example, whose label nobody needs to know."""
+    tables = _tables(predict(model, examples, batching, accelerator, outputs=scores), examples, labels)
+    groups = same_questions(examples)
+    return _predictions(examples, labels, groups, _answers(tables, groups, combine))
+
+
+def _tables(found: list[np.ndarray], examples: Examples, labels: Labels) -> list[Tensor]:
+    """[templates, labels] scores of each example."""
+    sizes = [len(labels.of(examples.names[int(source)])) for source in examples.sources]
+    return [torch.from_numpy(each).view(-1, size) for each, size in zip(found, sizes, strict=True)]
+
+
+def _answers(tables: list[Tensor], groups: list[list[int]], combine: Combine) -> list[np.ndarray]:
+    """[labels] logits for each question."""
+    return [combined(torch.cat([tables[i] for i in group]), combine) for group in groups]
 
 
 def _loss_of(table: Tensor, target: int) -> tuple[float, float]:
