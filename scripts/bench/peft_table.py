@@ -3,8 +3,8 @@
 - `minilm`: a 22M-parameter encoder learns to tell positive from negative reviews, with every method that applies to
   it (`peft_minilm.py`). The learning rate is chosen of 1, 3 and 10 times the row's default by 300 held-out training
   reviews with the first seed; then the other seeds are run at that rate. Accuracy is on 300 other reviews.
-- `smollm2`: `tune run recipe=quickstart` with other methods at their default rates; accuracy is that of the answers
-  it writes, and of the more likely one of both answers, to the same 300 reviews.
+- `smollm2`: `tune run recipe=quickstart` with other methods at their default rates and 8 reviews in each step; accuracy
+  is that of the answers it writes, and of the more likely one of both answers, to the same 300 reviews.
 
 Each run is a process of its own, so that its peak memory is its own, and a line in a file. What is in that file is
 not run again: the script can be stopped at any time, and goes on where it was. A run that fails is said and left out.
@@ -53,8 +53,8 @@ def minilm(row: str, rate: float, seed: int, steps: int, folder: Path) -> Record
 def smollm2(row: str, rate: float, seed: int, steps: int, folder: Path) -> Record:
     """Raises RuntimeError if the run fails."""
     run_dir = folder / "run"
-    settings = [f"train.max_steps={steps}", "train.eval_every=null", "train.save_every=null", f"seed={seed}"]
-    places = ["launch=cpu", f"output_dir={run_dir}", f"train.learning_rate={rate}"]
+    settings = [f"train.max_steps={steps}", "train.global_batch_size=8", "train.eval_every=null", f"seed={seed}"]
+    places = ["train.save_every=null", "launch=cpu", f"output_dir={run_dir}", f"train.learning_rate={rate}"]
     call(["-m", "tunecli", "run", "recipe=quickstart", *SMOLLM2[row].overrides, *settings, *places])
     return read_run(run_dir)
 
@@ -237,7 +237,7 @@ NOTES = {
 of the whole process up to the end of training, Python and torch too (about 0.5 GB before the first step). Real tok/s:
 tokens of text per second of CPU time of one core, the median of all runs. On disk, of `full`: the model.""",
     "smollm2": """Accuracy: the answer that the model writes is the right word. Peak memory: of the whole process,
-Python, torch and the evaluation before training too. Real tok/s: on the clock, the median of each run's steps and of
+Python and torch too. Real tok/s: on the clock, the median of each run's steps and of
 all runs.""",
 }
 
