@@ -3,8 +3,8 @@
 - `minilm`: a 22M-parameter encoder learns to tell positive from negative reviews, with every method that applies to
   it (`peft_minilm.py`). The learning rate is chosen of 1, 3 and 10 times the row's default by 300 held-out training
   reviews with the first seed; then the other seeds are run at that rate. Accuracy is on 300 other reviews.
-- `smollm2`: `tune run recipe=quickstart` with other methods at their default rates and 8 reviews in each step; accuracy
-  is that of the answers it writes, and of the more likely one of both answers, to the same 300 reviews.
+- `smollm2`: `tune run recipe=quickstart` with other methods at their default rates and 8 reviews in each step;
+  accuracy is that of the answers it writes, and of the more likely one of both answers, to the same 300 reviews.
 
 Each run is a process of its own, so that its peak memory is its own, and a line in a file. What is in that file is
 not run again: the script can be stopped at any time, and goes on where it was. A run that fails is said and left out.
