@@ -255,7 +255,10 @@ def _start(plan: Plan) -> int:
         if sys.platform != "win32":  # until the worker can end in good order; it takes them up again
             signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
         os.execv(last[0], last)
-    return _supervise(last, plan.run_dir)
+    status = _supervise(last, plan.run_dir)
+    if status == 0 and plan.config.evaluation.retain:
+        status = subprocess.run([sys.executable, "-m", "tunecli.retain", str(plan.run_dir)], check=False).returncode
+    return status
 
 
 def _detach(plan: Plan) -> int:

@@ -6,9 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from tunecli import retain
 from tunecli.assembly.data import Data, prepare_data
 from tunecli.config.data import OnBadRow, first_rows, validation_share
-from tunecli.config.errors import Problem
+from tunecli.config.errors import Problem, UserError
 from tunecli.config.run import RunConfig, with_head
 from tunecli.config.stage import Task
 from tunecli.data import about
@@ -46,7 +47,7 @@ def lint(config: RunConfig) -> tuple[list[str], list[Problem], list[Problem]]:
     Raises:
         ConfigError: what adapters are to start from cannot be had or does not fit.
     """
-    unfit = fit_problems(config)
+    unfit = [*fit_problems(config), *_cannot_be_retained(config)]
     data = prepare_data(_readable(config), show_progress=True)
     assert data.train is not None
     sides = {"training": data.train} | ({"validation": data.validation} if data.validation else {})
@@ -73,6 +74,13 @@ def fit_problems(config: RunConfig) -> list[Problem]:
     methods = config.peft | {name: start.entry for name, start in starts.items()}
     known = with_head(replace(config, peft=methods))
     return misfits(known, {name: start.folder for name, start in starts.items()})
+
+
+def _cannot_be_retained(config: RunConfig) -> Iterator[Problem]:
+    try:
+        retain.check(config)
+    except UserError as error:
+        yield Problem(error.where, error.what, error.fix)
 
 
 def _readable(config: RunConfig) -> RunConfig:

@@ -23,6 +23,10 @@ def main(run_dir: Path) -> int:
         if problems := misfits(config, start_folders(config, run_dir)):
             raise ConfigError(problems)
         prepare_data(config, show_progress=True)
+        if config.evaluation.retain:
+            from tunecli.retain import check
+
+            check(config)
     except UserError as error:
         print_error(error)
         return error.exit_status

@@ -24,8 +24,15 @@ def main(run_dir: Path) -> int:
     _quieten_libraries()
     from tunecli import run
 
+    retains = alone and bool(config.evaluation.retain)  # with several ranks the launcher sees to it
     try:
+        if retains:
+            from tunecli import retain
+
+            retain.check(config)
         status = run.main(config, run_dir)
+        if retains and status == 0:
+            status = retain.main(run_dir)
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":
             print_error(error)

@@ -16,7 +16,7 @@ RESUMABLE = (
     *("train.micro_batch_size", "train.micro_batch_tokens", "train.log_every", "train.eval_every"),
     *("train.save_every", "train.keep_last", "launch.num_processes", "launch.strategy"),
     *("train.max_minutes", "train.early_stopping", "train.trackers", "data.num_workers"),
-    *("evaluation.prompts", "evaluation.max_new_tokens", "evaluation.temperature"),
+    *("evaluation.prompts", "evaluation.max_new_tokens", "evaluation.temperature", "evaluation.retain"),
     *("model.gradient_checkpointing", "model.attention", "model.device_map"),
 )
 """What a run can change on the way. Its checkpoints would not fit, or not mean the same, under another value of

@@ -151,6 +151,9 @@ def _pull(config: RunConfig) -> Iterator[Problem]:
 
 def _evaluation(config: RunConfig) -> Iterator[Problem]:
     train, evaluation = config.train, config.evaluation
+    if evaluation.retain and train.max_steps == 0:
+        fix = "evaluation.retain=[]; tune eval scores a model as it is"
+        yield Problem("evaluation.retain", "is set, but nothing is trained (train.max_steps=0)", fix)
     held_out = "data.validation=0.05 holds out a share of the rows"
     if config.data.validation is None:
         if train.eval_every is not None and not evaluation.prompts:

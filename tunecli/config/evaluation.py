@@ -34,6 +34,10 @@ class EvaluationConfig:
     """Longest generated answer."""
     temperature: float = 0.0
     """Of the answers to `prompts`; 0 takes the most likely token each time."""
+    retain: list[str] = field(default_factory=list)
+    """What else the model should still be able to do, each as it stands behind `tune eval RUN`, as in
+    ["data=sentiment_tweets", "stage=pretrain data=tiny_stories data.max_samples=200"]: asked of base and result once
+    training is over, and compared in the report."""
     combine: Combine = Combine.mean
     """How the answers of several adapters to one question become one (`data.adapter_column="*"`): by the mean of the
     choices' log-probabilities, or by votes. Generated answers are always voted on."""

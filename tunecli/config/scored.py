@@ -67,6 +67,8 @@ def scored(config: RunConfig, overrides: list[str], allowed: tuple[str, ...] = A
     written = OmegaConf.structured(config)
     _, problems = check_values(given.values, written)
     problems += [_not_allowed(key, allowed) for key in set_keys if not key.startswith(allowed)]
+    if "evaluation.retain" in set_keys:
+        problems.append(Problem("evaluation.retain", "is asked behind training", "name the data itself: data=NAME"))
     if problems := [*given.problems, *problems]:
         raise ConfigError(problems)
     changed = loose_copy(written)

@@ -19,6 +19,7 @@ from tunecli.report.generalisation import read_gap
 from tunecli.report.html import render, write_page
 from tunecli.report.numbers import in_words
 from tunecli.report.results import Result
+from tunecli.report.retained import read_retained
 from tunecli.report.run_files import RESUMED, Curve, Run, read_run
 
 PROMPTS = 12
@@ -87,6 +88,7 @@ def write_report(run_dir: Path, path: Path | None = None) -> Path:
         results=[(result, numbers.unit_of(result.name)) for result in results.results(run)],
         gains=[(NAMES.get(gain.metric, gain.metric), gain) for gain in gains(run.path)],
         gap=read_gap(run.path),
+        retained=read_retained(run.path),
         conversations=_conversations(run.samples),
         prompts=PROMPTS,
         data=_data_table(data),

@@ -40,7 +40,7 @@ from tunecli.models.self_test import Wrapped
 from tunecli.ops.bootstrap import DRAWS, intervals
 from tunecli.scoring import rows as data_rows
 from tunecli.scoring.rows import Rows
-from tunecli.scoring.subject import Subject, asked_as, find_subject, load_wrapped
+from tunecli.scoring.subject import Subject, asked_as, base_subject, find_subject, load_wrapped
 from tunecli.stages import STAGES
 
 Proceed = Callable[[str, float], bool]
@@ -131,7 +131,16 @@ def choose(path: str, words: Sequence[str]) -> tuple[Subject, Scored]:
         UserError: one of them is not there, or they do not fit.
     """
     stage, overrides = split_stage(words)
-    subject = find_subject(path, stage or implied(overrides))
+    return _chosen(find_subject(path, stage or implied(overrides)), overrides)
+
+
+def choose_base(run: RunConfig, words: Sequence[str]) -> tuple[Subject, Scored]:
+    """The same of the model that a run starts from, asked as the run's result would be."""
+    stage, overrides = split_stage(words)
+    return _chosen(base_subject(run, stage), overrides)
+
+
+def _chosen(subject: Subject, overrides: list[str]) -> tuple[Subject, Scored]:
     chosen = scored(subject.config, overrides, allowed_for(subject))
     return asked_as(subject, chosen.config), chosen
 
@@ -175,8 +184,24 @@ def score(
     Raises:
         UserError: no such model or data, rows without labels, labels that the model does not know.
     """
+    return score_chosen(path, *choose(path, words), gap=gap, proceed=proceed, show_progress=show_progress)
+
+
+def score_chosen(
+    name: str,
+    subject: Subject,
+    chosen: Scored,
+    *,
+    gap: bool = False,
+    proceed: Proceed = lambda what, done: True,
+    show_progress: bool = False,
+) -> Scores:
+    """Score `subject`, which is called `name`.
+
+    Raises:
+        UserError: rows that cannot be used, or labels that the model does not know.
+    """
     started = time.monotonic()
-    subject, chosen = choose(path, words)
     balanced = bool(getattr(subject.config.stage, "balanced", False))
     rows = data_rows.read(subject, chosen, with_training=gap or balanced, show_progress=show_progress)
     session = open_session(subject, chosen.config)
@@ -185,7 +210,7 @@ def score(
     records = _records(session, rows, found)
     trained = _gap(session, data, found, lambda done: proceed("training rows", done)) if gap else None
     return Scores(
-        subject=path,
+        subject=name,
         stage=chosen.config.stage.name,
         kind=subject.kind,
         data=_about(chosen, rows),

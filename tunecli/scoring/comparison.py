@@ -73,14 +73,25 @@ def compare(
     names = _names(paths)
     found = [_evaluated(path, words, proceed, show_progress) for path in dict.fromkeys(paths)]
     by_path = dict(zip(dict.fromkeys(paths), found, strict=True))
-    results = [by_path[path][0] for path in paths]
+    return compared(names, [by_path[path] for path in paths])
+
+
+def compared(names: Sequence[str], evaluations: Sequence[tuple[dict[str, Any], list[Record]]]) -> Comparison:
+    """
+    Args:
+        evaluations: result and records of each of `names`, of the first first.
+
+    Raises:
+        UserError: they answer in different ways, or have no rows in common.
+    """
+    results = [result for result, _ in evaluations]
     kinds = {result["kind"] for result in results}
     if len(kinds) > 1:
         raise UserError(
             f"they answer in different ways: {', '.join(sorted(kinds))}", fix="compare models of the same stage"
         )
     kind = Kind(results[0]["kind"])
-    records, notes = _common([by_path[path][1] for path in paths], kind)
+    records, notes = _common([own for _, own in evaluations], kind)
     strata = list(by_task(records[0]).values())
     measures = [measures_of(each, kind) for each in records]
     size = len(records[0])

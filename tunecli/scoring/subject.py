@@ -104,18 +104,42 @@ def find_subject(path: str, stage: str | None = None) -> Subject:
         raise UserError(f"there is no stage {stage!r} to score", where="stage", fix=f"one of {', '.join(STAGES)}")
     source = find_source(path)
     if source.run is not None:
-        own = source.run.stage
-        if stage in (None, own.name):
-            return _subject(source, source.run)
-        if stage not in STAGES_OF[own.task]:
-            raise UserError(f"was trained as {own.name}", where=path, fix=f"leave out stage={stage}")
-        read = {name: getattr(source.run.data, name) for name in OF_READING if name != "overlong"}
-        data = DataConfig(path=MISSING, **read)
-        other = replace(source.run, stage=stage_for(stage, own.task), data=data, evaluation=EvaluationConfig())
-        return _subject(source, other, trained=False)
+        config = as_stage(source.run, stage, path)
+        return _subject(source, config, trained=config is source.run)
     found = _stage_of(source, stage)
     config = RunConfig(recipe="eval", model=source.base, data=DataConfig(path=MISSING), stage=found)
     return _subject(source, config, trained=False)
+
+
+def base_subject(run: RunConfig, stage: str | None = None) -> Subject:
+    """What a run starts from, asked as the run's result is.
+
+    Raises:
+        UserError: it has no head that fits, or `stage` is not for such a model.
+    """
+    config = as_stage(run, stage, "stage")
+    source = Source(run.model.path, run.model, run=run)
+    if config.stage.task.has_labels and (stored := stored_config(source)) is not None:
+        name = next(iter(stored.architectures or ()), "")
+        if _task_of(name, stored) is not config.stage.task:
+            raise _headless(source, name, config.stage.name)
+    return _subject(source, config, trained=config is run)
+
+
+def as_stage(run: RunConfig, name: str | None, where: str) -> RunConfig:
+    """`run` as it is scored as stage `name`; None: as it was trained, which is `run` itself.
+
+    Raises:
+        UserError: the stage is not for such a model.
+    """
+    own = run.stage
+    if name in (None, own.name):
+        return run
+    if name not in STAGES_OF[own.task]:
+        raise UserError(f"was trained as {own.name}", where=where, fix=f"leave out stage={name}")
+    read = {each: getattr(run.data, each) for each in OF_READING if each != "overlong"}
+    data = DataConfig(path=MISSING, **read)
+    return replace(run, stage=stage_for(name, own.task), data=data, evaluation=EvaluationConfig())
 
 
 def stage_for(name: str, task: Task) -> StageConfig:
