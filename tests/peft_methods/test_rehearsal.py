@@ -172,3 +172,10 @@ HEAD = ["peft.lora.target_modules=[classifier]", "peft.lora.init_lora_weights=pi
 def test_the_head_is_as_wide_as_its_labels(words: list[str], refused: bool) -> None:
     config = composed("smoke_classify", "model=tiny_bert", "peft=lora", *HEAD, *words)
     assert [problem.where for problem in misfits(config, {})] == (["peft.lora.r"] if refused else [])
+
+
+@pytest.mark.parametrize("method", ["prompt_tuning", "p_tuning"])
+def test_no_virtual_tokens_where_the_decoder_reads_the_input_too(method: str) -> None:
+    (problem,) = misfits(composed("smoke_classify", "model=tiny_t5", f"peft={method}"), {})
+    assert problem.where == f"peft.{method}.method" and "decoder" in problem.what
+    assert misfits(composed("smoke_tag", "model=tiny_t5", f"peft={method}"), {}) == []

@@ -298,3 +298,12 @@ def test_two_prompts_start_differently() -> None:
     inject(model, methods, seed=0, tokenizer=bert_like())
     a, b = (module.encoder() for module in model.modules() if isinstance(module, VirtualTokens))
     assert not torch.equal(a, b)
+
+
+def test_the_encoder_of_t5_alone_looks_them_up_and_learns_them() -> None:
+    model = model_of("t5", "tagging")
+    inject(model, {NAME: PromptTuningConfig(num_virtual_tokens=COUNT)}, seed=0)
+    (ids,) = token_ids({NAME: PromptTuningConfig(num_virtual_tokens=COUNT)}, None).values()
+    model(**with_virtual_tokens(inputs_of("t5", "tagging"), ids)).loss.backward()
+    (rows,) = (parameter for name, parameter in trained(model).items() if "virtual" in name)
+    assert rows.grad.abs().sum(1).min() > 0

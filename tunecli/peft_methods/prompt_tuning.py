@@ -27,7 +27,8 @@ def peft_config(
         tokenizer: that of the words to start from; None starts from random numbers, for counting.
 
     Raises:
-        UserError: the text or a label to start from has no tokens, or there are too few words to draw from.
+        UserError: the text or a label to start from has no tokens, there are too few words to draw from, or the
+            model is one that virtual tokens cannot be put into.
     """
     rows: list[list[int]] = []
     candidates = None

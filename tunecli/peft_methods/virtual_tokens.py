@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tunecli.config.errors import UserError
 from tunecli.config.virtual import FIRST_VIRTUAL
 from tunecli.peft_methods.prompt_encoder import PromptEncoder
 from tunecli.peft_methods.tuner import TunerConfig, TunerModel, UnmergeableLayer, device_of, register
@@ -133,8 +134,19 @@ register("virtual_tokens", VirtualTokensPeftConfig, VirtualTokensModel)
 
 
 def embedding_path(model: PreTrainedModel) -> str:
-    """Where the input's tokens are embedded; of an encoder-decoder: those of the encoder."""
-    reader = model.get_encoder() if model.config.is_encoder_decoder else model
+    """Where the input's tokens are embedded; of an encoder-decoder: those of the encoder.
+
+    Raises:
+        UserError: the model is one whose decoder is given the input too, and would not know the virtual tokens.
+    """
+    if model.config.is_encoder_decoder and type(model).__name__.endswith("ForSequenceClassification"):
+        raise UserError(
+            "puts tokens of its own into the text, which the decoder of a classifying encoder-decoder reads as well",
+            where="method",
+            fix="peft=[prefix_tuning] or peft=[lora]; or stage=seq2seq with the label as the text to write",
+        )
+    encoder = model.get_encoder()  # T5's looks words up in a module of its own, also where it is alone
+    reader = encoder if isinstance(encoder, PreTrainedModel) else model
     embedding = reader.get_input_embeddings()
     return next(path for path, module in model.named_modules() if module is embedding)
 
