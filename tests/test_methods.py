@@ -20,7 +20,7 @@ from tuners import text_logits
 import tunecli
 from tests.peft_methods.test_grid import SMALL
 from tunecli import launch, prepare, run
-from tunecli.assembly import model
+from tunecli.assembly import data, model
 from tunecli.cli import main
 from tunecli.config.compose import load_config
 from tunecli.config.peft import PEFT_SCHEMAS
@@ -186,13 +186,14 @@ def test_a_start_that_does_not_fit_ends_with_status_2_before_weights_are_loaded(
 def test_a_method_that_does_not_fit_ends_with_status_2_before_anything_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(run, "load_model", lambda *_, **__: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(model, "load_model", lambda *_, **__: pytest.fail("weights were loaded"))
     words = ["recipe=smoke_sft_lora", "peft=[bitfit,lora]", "peft.lora.target_modules=[nonsense]"]
     expected = ["peft.bitfit.add_missing: this model has no biases", "peft.lora.target_modules: 'nonsense'"]
     assert main(["check", *words]) == 2
     error = capsys.readouterr().err
     assert all(line in error for line in expected)
-    monkeypatch.setattr(run, "prepare_data", lambda *_, **__: pytest.fail("rows were read"))
+    for module in (run, data):
+        monkeypatch.setattr(module, "prepare_data", lambda *_, **__: pytest.fail("rows were read"))
     assert main(["run", *words, f"output_dir={tmp_path / 'run'}"]) == 2
     error = capsys.readouterr().err
     assert all(line in error for line in expected)

@@ -59,7 +59,7 @@ def test_loss_and_lora_gradients_equal_transformers_own(assets: Path, reviews: M
     lm = load_model(model_config(assets), dtype=torch.float32, device=torch.device("cpu"))
     inject(lm, {"lora": LoraConfig(r=4)}, seed=0)
     rows = range(6)
-    examples = [reviews[i] for i in rows]
+    examples = [(reviews[i].input_ids, reviews[i].trained) for i in rows]
     width = max(len(ids) for ids, _ in examples)
     ids = torch.stack([F.pad(ids, (0, width - len(ids))) for ids, _ in examples])
     mask = torch.stack([F.pad(torch.ones_like(i), (0, width - len(i))) for i, _ in examples])

@@ -381,4 +381,6 @@ def test_a_long_list_of_targets_is_saved_in_its_short_form() -> None:
 
 def test_the_width_inside_follows_from_the_models() -> None:
     assert peft_config(PfeifferConfig(), causal_lm()).bottleneck_size == 64 // 16
-    assert peft_config(replace(PfeifferConfig(), reduction_factor=1000), causal_lm()).bottleneck_size == 1
+    assert peft_config(replace(PfeifferConfig(), reduction_factor=64), causal_lm()).bottleneck_size == 1
+    with pytest.raises(UserError, match="reduction_factor: is 65, and what it divides is 64 wide"):
+        peft_config(replace(PfeifferConfig(), reduction_factor=65), causal_lm())
