@@ -18,28 +18,22 @@ import argparse
 import json
 import os
 import re
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, median, stdev
-from typing import Any
+from statistics import median
 
+from bench_results import ROOT, Record, Results, as_markdown, as_text, call, percent, say
 from peft_rows import FACTORS, MINILM, SMOLLM2, Row
 
-ROOT = Path(__file__).resolve().parents[2]
 NEEDED = {
     "minilm": (ROOT / "assets" / "models" / "all-MiniLM-L6-v2", ROOT / "assets" / "data" / "movie_reviews"),
     "smollm2": (ROOT / "assets" / "models" / "SmolLM2-135M-Instruct", ROOT / "assets" / "data" / "movie_reviews"),
 }
-Record = dict[str, Any]
-"""One run: `part`, `row`, `rate`, `seed` and `steps`, and what was measured."""
-KEY = ("part", "row", "rate", "seed", "steps")
 
 
 def minilm(row: str, rate: float, seed: int, steps: int, folder: Path) -> Record:
@@ -79,12 +73,6 @@ def read_run(run_dir: Path) -> Record:
     }
 
 
-def call(arguments: list[str]) -> None:
-    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    if done.returncode:
-        raise RuntimeError(f"status {done.returncode}: {done.stdout.decode(errors='replace')[-1500:]}")
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
     rows: Mapping[str, Row]
@@ -98,29 +86,6 @@ PARTS = {
     "minilm": Part(rows=MINILM, run=minilm, steps=200, factors=FACTORS),
     "smollm2": Part(rows=SMOLLM2, run=smollm2, steps=60, factors=(1,)),
 }
-
-
-@dataclass(slots=True)
-class Results:
-    """The file of finished runs; several threads add to it."""
-
-    path: Path
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def read(self) -> list[Record]:
-        if not self.path.exists():
-            return []
-        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
-
-    def find(self, key: Record) -> Record | None:
-        return next((record for record in self.read() if all(record[name] == key[name] for name in KEY)), None)
-
-    def add(self, record: Record) -> None:
-        with self.lock:
-            whole = [json.dumps(known) + "\n" for known in (*self.read(), record)]
-            new = self.path.with_suffix(".new")
-            new.write_text("".join(whole), encoding="utf-8")
-            new.replace(self.path)
 
 
 def finish_row(part: str, row: str, seeds: Sequence[int], steps: int, results: Results) -> None:
@@ -159,23 +124,11 @@ def run_once(part: str, row: str, rate: float, seed: int, steps: int, results: R
     return record
 
 
-def say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
-
-
 @dataclass(frozen=True, slots=True)
 class Column:
     title: str
     cell: Callable[[Row, Sequence[Record], Sequence[Record]], str]
     """of the row, its runs at the chosen rate, and all of its runs"""
-
-
-def percent(values: Sequence[float]) -> str:
-    """Mean, standard deviation, least and most."""
-    if len(values) == 1:
-        return f"{100 * values[0]:.1f}"
-    spread, ends = f"{100 * mean(values):.1f} ± {100 * stdev(values):.1f}", (min(values), max(values))
-    return f"{spread} ({100 * ends[0]:.1f} to {100 * ends[1]:.1f})"
 
 
 def chosen_rate(row: Row, chosen: Sequence[Record], _: Sequence[Record]) -> str:
@@ -217,19 +170,6 @@ def table(part: str, records: Sequence[Record], seeds: Sequence[int], steps: int
             chosen = [record for record in every if record["rate"] == winner["rate"]]
             lines.append([name, *(column.cell(row, chosen, every) for column in columns)])
     return lines
-
-
-def as_text(lines: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(pairs))
-        for pairs in (list(zip(line, widths, strict=True)) for line in lines)
-    )
-
-
-def as_markdown(lines: Sequence[Sequence[str]]) -> str:
-    rule = ["---", *["---:"] * (len(lines[0]) - 1)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:]))
 
 
 NOTES = {

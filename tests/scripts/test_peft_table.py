@@ -21,7 +21,7 @@ BENCH = Path(__file__).resolve().parents[2] / "scripts" / "bench"
 def bench(monkeypatch) -> Iterator[ModuleType]:
     monkeypatch.syspath_prepend(BENCH)
     yield importlib.import_module("peft_table")
-    for name in ("peft_table", "peft_rows", "peft_minilm"):
+    for name in ("peft_table", "bench_results", "peft_rows", "peft_minilm"):
         sys.modules.pop(name, None)
 
 
