@@ -49,7 +49,8 @@ def test_both_are_scored_as_tune_eval_scores_them(run: Path) -> None:
     assert tuned["loss"] == pytest.approx(score(str(run), CHATS.split(), gap=False).metrics["loss"].value, rel=1e-6)
 
 
-def test_differences_are_those_of_a_comparison(run: Path) -> None:
+def test_differences_are_those_of_a_comparison(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where the comparison is written
     base = load_config(run / "config.yaml").model.path
     (_, tuned) = compare([base, str(run)], TEXTS.split(), show_progress=False).runs
     known = {name: (each.value, each.low, each.high) for name, each in tuned.differences.items()}

@@ -4,8 +4,8 @@
   it (`peft_minilm.py`). The learning rate is chosen of 1, 3 and 10 times the row's default by 300 held-out training
   reviews with the first seed; then the other seeds are run at that rate. Accuracy is on 300 other reviews.
 - `smollm2`: `tune run recipe=quickstart` with other methods at their default rates and 8 reviews in each step;
-  accuracy is how often the more likely one of both answers is right, of the same 300 reviews, and how often the answer
-  that it writes is, of the first 100 of them.
+  accuracy is how often the more likely one of both answers is right, of the same 300 reviews, and how often the
+  answer that it writes is, of the first 100 of them.
 
 Each run is a process of its own, so that its peak memory is its own, and a line in a file. What is in that file is
 not run again: the script can be stopped at any time, and goes on where it was. A run that fails is said and left out.
@@ -178,9 +178,8 @@ NOTES = {
     "minilm": """The head (770 parameters) is trained in each row; it is in no count, and not on disk. Peak memory:
 of the whole process up to the end of training, Python and torch too (about 0.5 GB before the first step). Real tok/s:
 tokens of text per second of CPU time of one core, the median of all runs. On disk, of `full`: the model.""",
-    "smollm2": """Accuracy: the answer that the model writes is the right word (100 reviews). Peak memory: of the whole process,
-Python and torch too. Real tok/s: on the clock, the median of each run's steps and of
-all runs.""",
+    "smollm2": """Accuracy: the answer that the model writes is the right word (100 reviews). Peak memory: of the
+whole process, Python and torch too. Real tok/s: on the clock, the median of each run's steps and of all runs.""",
 }
 
 
