@@ -289,8 +289,8 @@ def test_a_file_named_like_the_root_schema_is_refused(write):
 
 def test_mappings_with_free_keys_and_whole_sections_on_the_command_line():
     words = [
-        "data.columns.messages=chat",
-        "data.columns={x: y}",
+        "data.columns={messages: chat}",
+        "data.columns.x=y",
         "train={max_steps: 3}",
         "peft.lora.target_modules=[a,b]",
     ]
@@ -298,6 +298,14 @@ def test_mappings_with_free_keys_and_whole_sections_on_the_command_line():
     assert config.data.columns == {"messages": "chat", "x": "y"}
     assert config.train.max_steps == 3 and config.train.global_batch_size == 4
     assert config.peft["lora"].target_modules == ["a", "b"]
+
+
+def test_a_mapping_with_free_keys_replaces_the_one_before():
+    """Else labels of the recipe would stay beside those that were written, each with its word."""
+    words = ["stage.verbalizer={yes: good, no: poor}", "stage.verbalizer.maybe=so"]
+    stage = compose_run("smoke_verbalize", words).config.stage
+    assert stage.verbalizer == {"yes": "good", "no": "poor", "maybe": "so"}  # of the recipe: positive, negative
+    assert compose_run("smoke_verbalize", ["stage.verbalizer={}"]).config.stage.verbalizer == {}
 
 
 def test_composing_leaves_the_process_as_it_was():

@@ -5,9 +5,9 @@ from __future__ import annotations
 from omegaconf import OmegaConf
 
 from tunecli.config.errors import ConfigError, Problem
-from tunecli.config.overrides import COMMAND_LINE, check_values, sort_overrides
+from tunecli.config.overrides import COMMAND_LINE, check_values, sort_overrides, with_values
 from tunecli.config.run import RunConfig
-from tunecli.config.schema_check import assign, has_key, loose_copy
+from tunecli.config.schema_check import has_key
 
 RESUMABLE = (
     *("train.max_steps", "train.num_epochs", "train.learning_rate", "train.lr_scheduler", "train.warmup_steps"),
@@ -41,7 +41,7 @@ def override_config(config: RunConfig, overrides: list[str]) -> RunConfig:
     """
     written = OmegaConf.structured(config)
     given = sort_overrides(overrides, _NoOptions())
-    _, problems = check_values(given.values, written)
+    problems = check_values(given.values, written)
     problems += [
         Problem(
             COMMAND_LINE,
@@ -53,7 +53,4 @@ def override_config(config: RunConfig, overrides: list[str]) -> RunConfig:
     ]
     if problems := [*given.problems, *problems]:
         raise ConfigError(problems)
-    changed = loose_copy(written)
-    for override in given.values:
-        assign(changed, tuple(override.key_or_group.split(".")), override.value(), COMMAND_LINE)
-    return OmegaConf.to_object(changed)  # type: ignore[return-value]
+    return OmegaConf.to_object(with_values(written, given.values))  # type: ignore[return-value]

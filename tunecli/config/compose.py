@@ -19,7 +19,7 @@ from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from tunecli.config.composer import Composer, Layer, Selection
 from tunecli.config.errors import ConfigError, Problem
 from tunecli.config.nearest import did_you_mean
-from tunecli.config.overrides import check_values, sort_overrides
+from tunecli.config.overrides import check_values, sort_overrides, with_values
 from tunecli.config.paths import find_recipe, shipped_asset
 from tunecli.config.peft import PEFT_SCHEMAS
 from tunecli.config.peft_facts import not_supported
@@ -80,13 +80,13 @@ def compose_run(recipe: str, overrides: list[str]) -> Composed:
         recipes = [layer for layer in selection.layers if not layer.section]
         composer.write(recipes, {})
         body = _sort_body(composer, selection)
-        words, problems = check_values(given.values, selection.skeleton)
+        problems = check_values(given.values, selection.skeleton)
         set_keys = body.kept | {override.key_or_group for override in given.values}
         missing = missing_values(selection.skeleton, set_keys, primary.where())
         if problems := [*body.problems, *given.problems, *_chosen_twice(selection), *problems, *missing]:
             raise ConfigError(problems)
         composer.write(recipes, body.fallen)
-        composed = composer.compose([*given.choices, *words])
+        composed = with_values(composer.compose(given.choices), given.values)
     composed.recipe = primary.path.stem
     with readable_errors(primary.where()):
         text = OmegaConf.to_yaml(composed, resolve=True)

@@ -78,10 +78,9 @@ def choice_problem(group: str, chosen: list[str], available: Options, where: str
     return None
 
 
-def check_values(values: list[Override], skeleton: DictConfig) -> tuple[list[str], list[Problem]]:
-    """The overrides as Hydra is to get them, and the problems with their keys and types."""
+def check_values(values: list[Override], skeleton: DictConfig) -> list[Problem]:
+    """The problems with the keys and the types of overrides."""
     probe = loose_copy(skeleton)
-    words: list[str] = []
     problems: list[Problem] = []
     for override in values:
         name = override.key_or_group
@@ -94,10 +93,15 @@ def check_values(values: list[Override], skeleton: DictConfig) -> tuple[list[str
             problems.append(Problem(COMMAND_LINE, f"+{name} adds nothing: the key exists", f"write {name}=VALUE"))
         elif problem := assign(probe, path, override.value(), COMMAND_LINE):
             problems.append(problem)
-        else:
-            # `++`, because Hydra would not let a plain `=` add `data.columns.x`; the key is known to be right.
-            words.append(f"++{str(override.input_line).lstrip('+')}")
-    return words, problems
+    return problems
+
+
+def with_values(config: DictConfig, values: list[Override]) -> DictConfig:
+    """A copy of `config` with overrides that `check_values` found nothing wrong with, the last of a key counting."""
+    changed = loose_copy(config)
+    for override in values:
+        assign(changed, tuple(override.key_or_group.split(".")), override.value(), COMMAND_LINE)
+    return changed
 
 
 def _refused(override: Override) -> Problem | None:

@@ -93,9 +93,16 @@ def chosen_by_group(path: KeyPath, where: str) -> Problem | None:
 
 
 def assign(config: DictConfig, path: KeyPath, value: Any, where: str) -> Problem | None:
-    """Set the existing key `path` to `value`, or say why the value does not fit."""
+    """Set the existing key `path` to `value`, or say why the value does not fit.
+
+    A mapping that takes any key is replaced: what it held before would stay beside the new names, unseen.
+    """
+    section = _node(config, path[:-1])
     try:
-        _node(config, path[:-1]).merge_with({path[-1]: value})
+        if isinstance(value, dict) and _is_open(_node(config, path)):
+            section[path[-1]] = value
+        else:
+            section.merge_with({path[-1]: value})
     except OmegaConfBaseException as error:
         return _wrong_type(".".join(path), _first_line(error), where)
     return None

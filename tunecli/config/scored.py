@@ -12,7 +12,7 @@ from tunecli.config.data import DataConfig
 from tunecli.config.data_checks import data_problems
 from tunecli.config.errors import ConfigError, Problem
 from tunecli.config.language_checks import language_problems
-from tunecli.config.overrides import COMMAND_LINE, check_values, sort_overrides
+from tunecli.config.overrides import COMMAND_LINE, check_values, sort_overrides, with_values
 from tunecli.config.paths import config_root, option_names, shipped_asset
 from tunecli.config.run import RunConfig
 from tunecli.config.schema_check import assign, loose_copy
@@ -65,15 +65,13 @@ def scored(config: RunConfig, overrides: list[str], allowed: tuple[str, ...] = A
     set_keys = [override.key_or_group for override in given.values]
     config = _for_another_path(config, set_keys)
     written = OmegaConf.structured(config)
-    _, problems = check_values(given.values, written)
+    problems = check_values(given.values, written)
     problems += [_not_allowed(key, allowed) for key in set_keys if not key.startswith(allowed)]
     if "evaluation.retain" in set_keys:
         problems.append(Problem("evaluation.retain", "is asked behind training", "name the data itself: data=NAME"))
     if problems := [*given.problems, *problems]:
         raise ConfigError(problems)
-    changed = loose_copy(written)
-    for override in given.values:
-        assign(changed, tuple(override.key_or_group.split(".")), override.value(), COMMAND_LINE)
+    changed = with_values(written, given.values)
     if OmegaConf.is_missing(changed.data, "path"):
         fix = "data=NAME (tune ls data), or data.path=FILE"
         raise ConfigError([Problem("data", "says nowhere what is to be scored", fix)])
