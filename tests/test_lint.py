@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tunecli.config.compose import compose_run
-from tunecli.config.errors import Problem
+from tunecli.config.errors import ConfigError, Problem
 from tunecli.lint import LISTED, lint
 
 
@@ -73,6 +73,27 @@ def test_bad_rows_are_all_listed_up_to_a_number():
     assert [problem.where for problem in bad] == ["train.jsonl row 6", "train.jsonl row 7"] and not warned
     _, bad, _ = checked([*GOOD, *["not json"] * (LISTED + 7)])
     assert len(bad) == LISTED + 1 and bad[-1].where == "7 more rows"
+
+
+def test_bad_rows_are_said_where_too_few_are_left():
+    """The rest cannot be split, which is not what is to be mended."""
+    rows = [{"text": "a", "label": "yes"}, {"text": " ", "label": "no"}, {"text": "c"}]
+    Path("train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["data=file", "data.path=train.jsonl", "data.validation=0.5"]
+    with pytest.raises(ConfigError) as found:
+        lint(compose_run("smoke_classify", words).config)
+    assert [problem.where for problem in found.value.problems] == ["train.jsonl row 2", "train.jsonl row 3"]
+
+
+def test_labels_that_no_row_has_are_said():
+    words = ["stage.verbalizer={positive: good, negative: poor, mixed: odd}"]
+    (said,) = lint(compose_run("smoke_verbalize", words).config)[2]
+    assert said.where == "stage.verbalizer" and said.what == "no training row has the label mixed"
+
+
+def test_labels_that_are_not_learnt_are_said():
+    facts, _, _ = checked([{"text": f"text {i}", "Label": "a"} for i in range(3)])
+    assert "(text, told from the columns; Label is not read; stage=classify learns labels)" in facts[0]
 
 
 def test_rows_that_are_skipped_are_no_errors():

@@ -3,15 +3,16 @@ that do not fit the model."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
 from tunecli import retain
-from tunecli.assembly.data import Data, prepare_data
+from tunecli.assembly.data import Data, encoding_of, prepare_data
 from tunecli.config.data import OnBadRow, first_rows, validation_share
-from tunecli.config.errors import Problem, UserError
+from tunecli.config.errors import ConfigError, Problem, UserError
 from tunecli.config.run import RunConfig, with_head
-from tunecli.config.stage import Task
+from tunecli.config.stage import Task, VerbalizeConfig
 from tunecli.data import about
 from tunecli.data.lint import (
     EMPTY_ANSWER,
@@ -21,9 +22,9 @@ from tunecli.data.lint import (
     SPECIAL_TOKENS,
     template_problems,
 )
-from tunecli.data.mixture import Mixture
+from tunecli.data.mixture import Mixture, build
 from tunecli.data.statistics import statistics
-from tunecli.models.load import stop_tokens
+from tunecli.models.load import load_tokenizer, stop_tokens
 from tunecli.peft_methods.rehearsal import misfits
 from tunecli.peft_methods.starting import find_starts
 
@@ -45,10 +46,10 @@ def lint(config: RunConfig) -> tuple[list[str], list[Problem], list[Problem]]:
     """Facts about the data; what stops the run, in the model's shape and in the rows; and what is odd but does not.
 
     Raises:
-        ConfigError: what adapters are to start from cannot be had or does not fit.
+        ConfigError: what adapters are to start from cannot be had or does not fit; bad rows that leave too few.
     """
     unfit = [*fit_problems(config), *_cannot_be_retained(config)]
-    data = prepare_data(_readable(config), show_progress=True)
+    data = _prepared(config)
     assert data.train is not None
     sides = {"training": data.train} | ({"validation": data.validation} if data.validation else {})
     # With a share held out both sides are read from the same rows.
@@ -60,6 +61,7 @@ def lint(config: RunConfig) -> tuple[list[str], list[Problem], list[Problem]]:
         odd += _found(examples)
     for side, examples in sides.items():
         odd += _duplicates(side, examples)
+    odd += _labels_without_rows(config, data)
     facts = list(about.facts(config.data, data.train, data.validation))
     return facts, [*unfit, *(bad if config.data.on_bad_row is OnBadRow.error else [])], odd
 
@@ -89,6 +91,21 @@ def _readable(config: RunConfig) -> RunConfig:
     return replace(config, data=first_rows(data, STREAMED) if data.streaming else data)
 
 
+def _prepared(config: RunConfig) -> Data:
+    """Raises ConfigError: the bad rows, where nothing can be made of the rest."""
+    readable = _readable(config)
+    try:
+        return prepare_data(readable, show_progress=True)
+    except UserError:
+        if config.data.on_bad_row is OnBadRow.error and not config.data.streaming:
+            tokenizer = load_tokenizer(config.model)
+            whole = replace(readable.data, validation=None)
+            train, _ = build(whole, tokenizer, encoding_of(config, tokenizer), show_progress=False)
+            if train is not None and (bad := list(_bad_rows(train))):
+                raise ConfigError(bad) from None
+        raise
+
+
 def _bad_rows(examples: Mixture) -> Iterator[Problem]:
     bad = [entry for entry in examples.left_out if entry["why"] == "bad"]
     for entry in bad[:LISTED]:
@@ -105,6 +122,19 @@ def _template(config: RunConfig, data: Data) -> Iterator[Problem]:
         format.name not in ("text", "prompt_completion") for format in examples.formats
     ):
         yield from template_problems(data.tokenizer, config.data.chat_template_kwargs, stop_tokens(config.model))
+
+
+def _labels_without_rows(config: RunConfig, data: Data) -> Iterator[Problem]:
+    """Labels that are named and that the model cannot learn."""
+    named = getattr(config.stage, "labels", ())
+    if data.train is None or data.labels is None or not named:
+        return
+    counts = sum(data.train.label_counts.values(), Counter())
+    if absent := [label for label in named if not counts[label]]:
+        several = len(absent) > 1
+        what = f"no training row has the {'labels' if several else 'label'} {', '.join(absent[:LISTED])}"
+        key = "stage.verbalizer" if isinstance(config.stage, VerbalizeConfig) else "stage.labels"
+        yield Problem(key, what, f"leave {'them' if several else 'it'} out, or add such rows")
 
 
 def _lost(config: RunConfig, side: str, examples: Mixture) -> Iterator[Problem]:

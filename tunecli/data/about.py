@@ -72,5 +72,6 @@ def _amount(examples: Mixture, part: slice) -> str:
 def _format(examples: Mixture, part: int) -> str:
     """What was not given by name: a format that was told from the columns, a function of the user's own."""
     format = examples.formats[part]
-    note = f" ({format.note})" if format.note else ""
-    return f" ({format})" if format.detected else note
+    known = [str(format)] if format.detected else []
+    said = "; ".join([*known, *([format.note] if format.note else [])])
+    return f" ({said})" if said else ""

@@ -27,7 +27,7 @@ from tunecli.data.formats import (
     text,
 )
 from tunecli.data.formats.columns import mapped, missing, no_column
-from tunecli.data.formats.detect import candidates
+from tunecli.data.formats.detect import LABELS, candidates
 
 FORMATS: dict[str, Callable[[dict[str, Any]], Example]] = {
     "messages": messages.convert,
@@ -53,7 +53,7 @@ class Format:
     detected: bool = False
     """whether the columns told it"""
     note: str = ""
-    """what a user should know: the file of a custom function"""
+    """what a user should know: the file of a custom function, a column that is not read"""
 
     def __call__(self, values: dict[str, Any]) -> Example:
         if self.columns:
@@ -102,7 +102,8 @@ def _detected(columns: dict[str, str], first: dict[str, Any], known: Collection[
     found = candidates(first, columns, known) or _whatever_the_case(first, columns, known)
     if len(found) == 1:
         name, renamed = found[0]
-        return Format(name, {**_resolved(renamed, columns), **columns}, detected=True)
+        note = _labels_not_read(first) if name == "text" else ""
+        return Format(name, {**_resolved(renamed, columns), **columns}, detected=True, note=note)
     if found:
         raise UserError(
             f"the columns fit several formats: {', '.join(first)}",
@@ -114,6 +115,12 @@ def _detected(columns: dict[str, str], first: dict[str, Any], known: Collection[
         where="data.format",
         fix=_how_to_map(known),
     )
+
+
+def _labels_not_read(first: dict[str, Any]) -> str:
+    """Said of labelled rows whose texts alone are learnt."""
+    names = [name for name in first if name.strip().lower() in LABELS]
+    return f"{names[0]} is not read; stage=classify learns labels" if names else ""
 
 
 def _how_to_map(known: Collection[str]) -> str:
