@@ -38,7 +38,7 @@ def _entities(peft: str, rate: float, *more: str) -> TaskRow:
 TEMPLATE, BARE = "stage.templates=['{text} It was {mask}.']", "stage.templates=['{text} {mask}']"
 ZERO = ("train.max_steps=0",)
 FEW = ("data.shots=32", "train.max_steps=20", "train.global_batch_size=8", "train.eval_every=null")
-ALL = ("train.max_steps=60", "train.global_batch_size=16", "train.eval_every=null")
+ALL = ("train.max_steps=60", "train.global_batch_size=8", "train.eval_every=null")
 
 
 def _words(template: str, *rows: str, seeded: bool = True) -> TaskRow:
@@ -61,10 +61,10 @@ def _of_domain(domain: str) -> str:
 
 CHATS = "assets/data/movie_reviews"
 TUNED = (
-    *("peft=full", "train.learning_rate=1e-4", "train.max_steps=60", "train.global_batch_size=8"),
-    *("train.eval_every=null", "train.save_every=null"),
+    *("peft=full", "train.learning_rate=1e-4", "train.max_steps=40", "train.global_batch_size=8"),
+    *("train.eval_every=null", "train.save_every=null", "evaluation.exact_match=100"),
 )
-OTHER_TEXTS = f"stage=pretrain data.path={SENTIMENT}/editorials_train.jsonl data.max_samples=300"
+OTHER_TEXTS = f"stage=pretrain data.path={SENTIMENT}/editorials_train.jsonl data.max_samples=150"
 PROBES = "data.path=PROBES evaluation.exact_match=100 evaluation.max_new_tokens=6"
 """PROBES: a file that the script writes, words to be repeated."""
 RETAIN = f'evaluation.retain=["{OTHER_TEXTS}","{PROBES}"]'
@@ -88,8 +88,8 @@ PARTS: dict[str, dict[str, TaskRow]] = {
     },
     "entities": {
         "full": _entities("full", 5e-4),
-        "lora": _entities("[lora]", 3e-3),
-        "p_tuning_v2": _entities("[p_tuning_v2]", 1.5e-2, "stage.head_learning_rate=3e-3"),
+        "lora": _entities("[lora]", 1.5e-3),
+        "p_tuning_v2": _entities("[p_tuning_v2]", 1.5e-2),
     },
     "words": {
         "zero-shot, template": _words(TEMPLATE, *ZERO, seeded=False),
@@ -114,7 +114,7 @@ PARTS: dict[str, dict[str, TaskRow]] = {
             recipe="quickstart",
             overrides=TUNED,
             interpolation=0.5,
-            asked=(OTHER_TEXTS, PROBES, f"data.path={CHATS}/validation.jsonl evaluation.exact_match=300"),
+            asked=(OTHER_TEXTS, PROBES, f"data.path={CHATS}/validation.jsonl evaluation.exact_match=100"),
         ),
     },
 }
