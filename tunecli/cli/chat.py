@@ -47,7 +47,10 @@ def run(args: argparse.Namespace) -> int:
 
         no_foreign_bars()
     from tunecli.chat.settings import Settings, changed
+    from tunecli.engine.hub_name import refuse_missing
 
+    for path in args.paths:
+        refuse_missing(path)
     settings = Settings() if prompt is None else Settings(temperature=0.0, seed=0)
     for name in SETTINGS:
         if (value := getattr(args, name)) is not None:
