@@ -23,6 +23,7 @@ import tunecli
 from tests.data.conftest import family, plain_tokenizer, template_text  # noqa: F401 - fixtures
 from tunecli.chat import answering
 from tunecli.chat.answering import _Text, answer
+from tunecli.chat.once import answer_prompts
 from tunecli.chat.rendering import Rendering
 from tunecli.chat.session import Session, open_session
 from tunecli.chat.settings import Settings, changed
@@ -307,6 +308,17 @@ class TestSources:
                 open_session([path], GREEDY, None)
         with pytest.raises(UserError, match="twice"):
             open_session([str(runs["one"])] * 2, GREEDY, None)
+
+
+def test_every_model_answers_a_prompt_of_a_script(session: Session, capsys: pytest.CaptureFixture[str]):
+    answer_prompts(session, ["Hello"], every_model=True, as_json=True)
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [record["model"] for record in records] == list(session.models) == ["one", "two", "base"]
+    for record in records:
+        session.switch(record["model"])
+        assert record["text"] == session.ask_alone("Hello", quiet).text
+    answer_prompts(session, ["Hello"], every_model=True, as_json=False)
+    assert capsys.readouterr().out == "".join(f"{record['model']}:\n{record['text']}\n" for record in records)
 
 
 class TestAnswers:

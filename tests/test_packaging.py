@@ -40,8 +40,8 @@ def test_both_commands_and_the_licence_are_in_the_wheel(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = {name.split(".dist-info/")[1]: name for name in archive.namelist() if ".dist-info/" in name}
         commands = archive.read(names["entry_points.txt"]).decode()
-    assert "tune = tunecli.cli:main\n" in commands
-    assert "tunecli = tunecli.cli:main\n" in commands
+    assert "tune = tunecli.__main__:command\n" in commands
+    assert "tunecli = tunecli.__main__:command\n" in commands
     assert "licenses/LICENSE" in names
 
 

@@ -198,7 +198,8 @@ def test_a_run_that_fails_on_its_data_does_not_become_the_latest(tmp_path: Path)
         ("data.columns.mesages=a", "did you mean messages"),
         ("data.path=file", "cannot read a file without a suffix"),
         ("train.precision=fp16", "fp16 is for GPUs"),
-        ("model.path=outputs/nope/x", "there is no folder"),
+        ("model.path=outputs/nope/x", "outputs/nope/x does not exist"),
+        ("model.path=nope", "there is no folder nope here, and the Hub, which"),
     ],
 )
 def test_mistakes_get_one_message_and_status_2(tmp_path: Path, word: str, said: str) -> None:

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import logging
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    __version__: str
+else:
+
+    def __getattr__(name: str) -> str:
+        if name != "__version__":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib.metadata import version  # takes longer than all of `tune --help`
+
+        return version("tunecli")
+
 
 # Advises to install an optional kernel, to everybody whose CPU could use it, at import.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
@@ -18,7 +28,6 @@ logging.getLogger("bitsandbytes.autograd._functions").addFilter(
     lambda record: not str(record.msg).startswith("MatMul8bitLt: inputs will be cast")
 )
 
-__version__ = version("tunecli")
 __all__ = ["__version__", "load", "prompt_ids"]
 
 

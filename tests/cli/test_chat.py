@@ -86,12 +86,21 @@ def test_json_needs_one_prompt(capsys: pytest.CaptureFixture[str], monkeypatch: 
     assert "--prompt" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [["--prompt", "Hello"], []])
-def test_one_prompt_has_one_model(words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello"))
-    assert chat("builtin:tiny_qwen3", *words) == 2
-    captured = capsys.readouterr()
-    assert "2 are named" in captured.err and "/compare" in captured.err and not captured.out
+def test_each_line_of_standard_input_is_a_prompt_if_asked_for(capsys, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n\nGood morning\n"))
+    assert chat("--lines", "--json") == 0
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (first["prompt"], second["prompt"]) == ("Hello", "Good morning")
+    assert chat("--prompt", "Good morning", "--json") == 0  # no line hears of those before it
+    assert json.loads(capsys.readouterr().out)["text"] == second["text"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\nGood morning"))
+    assert chat("--lines") == 0
+    assert capsys.readouterr().out == f"> Hello\n{first['text']}\n> Good morning\n{second['text']}\n"
+
+
+def test_lines_are_of_standard_input(capsys: pytest.CaptureFixture[str]):
+    assert chat("--lines", "--prompt", "Hello") == 2
+    assert "--lines < " in capsys.readouterr().err
 
 
 def test_scripts_see_no_bars_of_other_libraries():

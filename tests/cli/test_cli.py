@@ -224,6 +224,19 @@ def test_ctrl_c_ends_a_verb_with_one_line_also_where_a_library_makes_something_e
     assert capsys.readouterr().err == "\ntune check: interrupted\n"
 
 
+def test_ctrl_c_while_the_command_is_imported_ends_it_with_one_line():
+    code = (
+        "import runpy, sys\n"
+        "class Interrupts:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'tunecli.cli': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupts())\n"
+        "runpy.run_module('tunecli', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "\ntune: interrupted\n")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_before_a_run_can_save_ends_it_with_one_line(number: signal.Signals, tmp_path: Path):
     """As `launch` does it: blocked until the worker is there to take it up."""
@@ -243,3 +256,8 @@ def test_a_signal_before_a_run_can_save_ends_it_with_one_line(number: signal.Sig
 def test_full_fine_tuning_is_said_in_words():
     found = check.derived(compose_run("smoke_sft_lora", ["peft=[]"]).config)
     assert found["trains"].startswith("every weight: full fine-tuning")
+
+
+def test_a_word_behind_ls_peft_that_is_no_recipe_is_explained(capsys: pytest.CaptureFixture[str]):
+    assert "fix: tune ls peft recipe=NAME counts" in refused(capsys, "ls", "peft", "foo")
+    assert "fix: tune ls peft recipe=smoke_qlora counts" in refused(capsys, "ls", "peft", "smoke_qlora")

@@ -240,10 +240,11 @@ def test_files_that_are_no_recipe(write, text: str, what: str):
 
 
 def test_values_that_are_missing_are_named(write):
-    assert [what for _, what, _ in problems_of("smoke_sft_lora", "data=file")] == ["data.path has no value"]
+    ((where, _, fix),) = problems_of("smoke_sft_lora", "data=file")
+    assert where == "data.path" and fix.startswith("data.path=FILE")
     path = write("mine.yaml", "defaults:\n  - run\n  - model: tiny_llama\n  - data: smoke\n")
     ((_, what, fix),) = problems_of(path)
-    assert what == "stage.name has no value" and "stage: sft" in fix
+    assert what == "none is chosen" and "stage: sft" in fix
 
 
 def test_a_group_that_the_recipe_leaves_open_is_added_with_a_plus(write):
@@ -334,3 +335,24 @@ def test_they_are_refused_in_a_written_configuration_too(tmp_path: Path):
     written.write_text(compose_run("smoke_sft_lora", []).text.replace("method: lora", "method: xlora"))
     with pytest.raises(ConfigError, match="peft has xlora, but it is not supported here"):
         load_config(written)
+
+
+@pytest.mark.parametrize(
+    ("word", "what", "fix"),
+    [
+        ("peft@peft.second=lora", "no peft@peft.second that could be", "+peft@peft.second=lora adds one; peft=lora"),
+        ("peft@second=lora", "no place 'second' for peft lora", "+peft@peft.NAME=lora"),
+        ("+peft@peft.second=[ia3,vera]", "no place 'peft.second' for peft ia3, vera", "+peft@peft.NAME=ia3"),
+        ("+model@x=tiny_llama", "no place 'x' for model tiny_llama", "model=tiny_llama"),
+    ],
+)
+def test_an_entry_in_the_wrong_place_is_explained(word: str, what: str, fix: str):
+    ((where, said, mended),) = problems_of("smoke_sft_lora", word)
+    assert where == "command line" and what in said and mended.startswith(fix)
+
+
+def test_of_many_options_the_nearest_are_named():
+    ((_, _, fix),) = problems_of("smoke_sft_lora", "data=glue_sts")
+    assert fix.startswith("did you mean glue_stsb or ") and "`tune ls data` lists all " in fix and len(fix) < 120
+    ((_, _, few),) = problems_of("smoke_sft_lora", "stage=sfx")
+    assert "did you mean sft? options: classify, " in few

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from tuners import disturbed, gradients
 
 import tunecli
-from tunecli.chat.once import answer_once
+from tunecli.chat.once import answer_prompts
 from tunecli.chat.session import open_session
 from tunecli.chat.settings import Settings
 from tunecli.config.checks import find_problems
@@ -243,7 +243,7 @@ def test_a_run_trains_each_on_its_rows_and_they_are_used_one_at_a_time(
         found = session.ask_alone(str(i), lambda piece: None)
         assert found.text.strip() == samples[-3 + i]["answer"]
     session.switch("ann")
-    answer_once(session, "0", as_json=True)
+    answer_prompts(session, ["0"], every_model=False, as_json=True)
     assert "ann answers, of ann, ben, cay" in capsys.readouterr().err
     session.switch("base")
     assert session.ask_alone("0", lambda piece: None).text

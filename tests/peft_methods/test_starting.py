@@ -182,7 +182,9 @@ def test_all_that_does_not_fit_is_said_at_once(one: Path, tmp_path: Path) -> Non
     (nothing,) = problems_of(started("peft.lora.init_from=./nowhere"))
     assert nothing.startswith("peft.lora.init_from: there is no folder ./nowhere\n")
     (nobody,) = problems_of(started("peft.lora.init_from=nowhere"))
-    assert "there is no adapter nowhere, here or on the Hub" in nobody
+    assert nobody.startswith("peft.lora.init_from: there is no folder nowhere here, and the Hub")
+    (nobody,) = problems_of(started("peft.lora.init_from=nobody/nothing"))
+    assert "there is no adapter nobody/nothing, here or on the Hub" in nobody
     (whole,) = problems_of(started("peft.lora.init_from=builtin:tiny_llama"))
     assert "is a whole model" in whole and "model.path=" in whole
     full = finished_run(tmp_path / "full", "peft=full")

@@ -15,7 +15,7 @@ import tunecli
 from tunecli.assembly.data import prepare_data
 from tunecli.assembly.model import build_policy
 from tunecli.assembly.stage import first_batches
-from tunecli.chat.once import answer_once
+from tunecli.chat.once import answer_prompts
 from tunecli.chat.session import open_session
 from tunecli.chat.settings import Settings
 from tunecli.cli import main
@@ -108,7 +108,7 @@ def test_each_line_of_a_chat_is_a_source_of_its_own(run: Path, capsys: pytest.Ca
     model, tokenizer = tunecli.load(run)
     made = model.generate(torch.tensor([tunecli.prompt_ids(run, "总结：小明")]), max_new_tokens=8)
     assert found[0] == tokenizer.decode(made[0], skip_special_tokens=True)
-    answer_once(session, "x", as_json=True)
+    answer_prompts(session, ["x"], every_model=False, as_json=True)
     assert json.loads(capsys.readouterr().out)["prompt"] == "x"
 
 

@@ -50,6 +50,10 @@ def run(args: argparse.Namespace) -> int:
     if not args.compare and len(paths) != 1:
         what = f"{len(paths)} are named to be scored" if paths else "nothing is named to be scored"
         raise UserError(what, fix="name one: tune eval RUN; several: tune eval --compare RUN RUN")
+    from tunecli.engine.hub_name import refuse_missing
+
+    for path in paths:
+        refuse_missing(path)
     if any(word.startswith("harness=") for word in overrides):
         return _harness(paths[0], overrides, args)
     _refuse_flags_of_harness(args)

@@ -19,7 +19,7 @@ from typing import Any
 from tunecli.cli.words import split_recipe
 from tunecli.config.errors import UserError
 from tunecli.config.nearest import did_you_mean
-from tunecli.config.paths import GROUPS, config_root, recipe_root, summary
+from tunecli.config.paths import GROUPS, config_root, recipe_names, recipe_root, summary
 from tunecli.config.peft_facts import FACTS, LETTERS
 
 WIDTH = 100
@@ -41,6 +41,10 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"there is no group {args.what!r}", fix=f"{hint}tune ls {'|'.join(('recipes', *GROUPS))}")
     if args.words and args.what != "peft":
         raise UserError(f"{args.words[0]!r} goes with `tune ls peft` only", fix=f"tune ls {args.what}")
+    if args.words and not any(word.startswith("recipe=") for word in args.words):
+        wanted = args.words[0] if args.words[0] in recipe_names() else "NAME"
+        fix = f"tune ls peft recipe={wanted} counts on the model of a recipe; tune ls peft lists the methods"
+        raise UserError(f"{args.words[0]!r} is no recipe=NAME", fix=fix)
     if args.what == "peft":
         return _methods(args.words, args.json)
     folder = recipe_root() if args.what == "recipes" else config_root() / args.what

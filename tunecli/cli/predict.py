@@ -17,6 +17,7 @@ import sys
 from io import TextIOWrapper
 from pathlib import Path
 
+from tunecli.config.data_files import is_data_file
 from tunecli.config.errors import UserError
 
 
@@ -31,9 +32,11 @@ def run(args: argparse.Namespace) -> int:
 
     paths, overrides = split_words(args.words)
     if len(paths) != 2:
-        raise UserError(f"{len(paths)} paths are named", fix="tune predict RUN FILE [key=value ...]")
+        raise _not_two(paths)
+    from tunecli.engine.hub_name import refuse_missing
     from tunecli.engine.quiet import no_foreign_bars
 
+    refuse_missing(paths[0])
     no_foreign_bars()
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
@@ -60,3 +63,12 @@ def run(args: argparse.Namespace) -> int:
                 file.writelines(lines())
     check(bad, planned.num_rows)
     return 0
+
+
+def _not_two(paths: list[str]) -> UserError:
+    if len(paths) > 2:
+        return UserError(f"{len(paths)} paths are named", fix="tune predict RUN FILE: one of each")
+    if len(paths) == 1 and is_data_file(paths[0]):
+        return UserError("no run or model is named", fix=f"tune predict RUN {paths[0]}")
+    fix = f"tune predict {paths[0] if paths else 'RUN'} FILE: one with a row for each text, such as texts.jsonl"
+    return UserError("no file with rows is named", fix=fix)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from omegaconf import OmegaConf
 
-from tunecli.config.errors import ConfigError, Problem
-from tunecli.config.overrides import COMMAND_LINE, check_values, sort_overrides, with_values
+from tunecli.config.errors import COMMAND_LINE, ConfigError, Problem
+from tunecli.config.overrides import check_values, sort_overrides, with_values
 from tunecli.config.run import RunConfig
 from tunecli.config.schema_check import has_key
 
@@ -46,7 +46,7 @@ def override_config(config: RunConfig, overrides: list[str]) -> RunConfig:
         Problem(
             COMMAND_LINE,
             f"{override.key_or_group} cannot change in the middle of a run",
-            "start a new run; tune resume takes " + ", ".join(RESUMABLE),
+            f"start a new run; {_resumable(override.key_or_group)}",
         )
         for override in given.values
         if override.key_or_group not in RESUMABLE and has_key(written, tuple(override.key_or_group.split(".")))
@@ -54,3 +54,11 @@ def override_config(config: RunConfig, overrides: list[str]) -> RunConfig:
     if problems := [*given.problems, *problems]:
         raise ConfigError(problems)
     return OmegaConf.to_object(with_values(written, given.values))  # type: ignore[return-value]
+
+
+def _resumable(key: str) -> str:
+    """What can change in the section of `key`, or which sections have something that can."""
+    section = key.partition(".")[0]
+    if names := [each.removeprefix(f"{section}.") for each in RESUMABLE if each.startswith(f"{section}.")]:
+        return f"of {section} tune resume takes {', '.join(names)}"
+    return f"tune resume takes values of {', '.join(dict.fromkeys(each.partition('.')[0] for each in RESUMABLE))}"

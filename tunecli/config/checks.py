@@ -17,6 +17,7 @@ from tunecli.config.errors import Problem
 from tunecli.config.idle import idle_problems
 from tunecli.config.language_checks import language_problems
 from tunecli.config.launch import Strategy
+from tunecli.config.model_path import is_folder_name
 from tunecli.config.nearest import did_you_mean
 from tunecli.config.peft_checks import missing_starts, peft_problems
 from tunecli.config.run import RunConfig
@@ -247,7 +248,9 @@ def _model_path(config: RunConfig) -> Iterator[Problem]:
         if "assets/" not in config.model.path
         else ("python scripts/fetch_assets.py; model=smollm2_135m_hub loads it from the Hub")
     )
-    if is_local(config.model.path) and not Path(config.model.path).expanduser().exists():
+    path = config.model.path
+    named = is_local(path) or (not path.startswith("builtin:") and is_folder_name(path))
+    if named and not Path(path).expanduser().exists():
         yield Problem("model.path", f"{config.model.path} does not exist", fix)
     yield from _adapters_as_model(config.model.path)
 

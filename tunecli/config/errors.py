@@ -6,6 +6,9 @@ import os
 import sys
 from dataclasses import dataclass
 
+COMMAND_LINE = "command line"
+"""Where a problem is, if not in a file."""
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:

@@ -9,7 +9,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from tunecli.config.compose import Composed
-from tunecli.config.overrides import COMMAND_LINE
+from tunecli.config.errors import COMMAND_LINE
 from tunecli.config.yaml_file import KeyPath
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -10,12 +11,13 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from tunecli.config.errors import Problem
-from tunecli.config.nearest import did_you_mean
+from tunecli.config.errors import COMMAND_LINE, Problem
+from tunecli.config.nearest import did_you_mean, nearest
 from tunecli.config.peft_facts import not_supported
 from tunecli.config.schema_check import assign, chosen_by_group, has_key, in_open_mapping, loose_copy, unknown_key
 
-COMMAND_LINE = "command line"
+LONGEST = 200
+"""Of a list of names in a message, in characters."""
 
 
 class Options(Protocol):
@@ -45,6 +47,7 @@ def sort_overrides(words: list[str], available: Options) -> SortedOverrides:
             result.problems.append(problem)
         elif override.key_or_group in available.groups() and not isinstance(override.value(), dict):
             problem = choice_problem(override.key_or_group, _chosen(override), available, COMMAND_LINE)
+            problem = problem or _misplaced(override)
             result.problems += [problem] if problem else []
             result.choices += [] if problem else [word]
         else:
@@ -64,8 +67,7 @@ def choice_problem(group: str, chosen: list[str], available: Options, where: str
         if group == "peft" and name not in names and (problem := not_supported(name, where)):
             return problem
         if name not in names:
-            fix = f"{did_you_mean(name, names)}options: {', '.join(names)}"
-            return Problem(where, f"there is no option {name!r} in group {group!r}", fix)
+            return Problem(where, f"there is no option {name!r} in group {group!r}", _options(name, group, names))
     if group == "peft" and "full" in chosen and len(chosen) > 1:
         return Problem(
             where,
@@ -76,6 +78,16 @@ def choice_problem(group: str, chosen: list[str], available: Options, where: str
         fix = f"name the second one: +{group}@{group}.second={chosen[-1]}"
         return Problem(where, f"{group}=[{','.join(chosen)}] names an option twice", fix)
     return None
+
+
+def _options(wanted: str, group: str, names: list[str]) -> str:
+    """All that there are, or, of too many, the nearest."""
+    line = f"options: {', '.join(names)}"
+    if len(line) < LONGEST:
+        return f"{did_you_mean(wanted, names)}{line}"
+    near = nearest(wanted, names, 3)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    return f"{hint}`tune ls {group}` lists all {len(names)}"
 
 
 def check_values(values: list[Override], skeleton: DictConfig) -> list[Problem]:
@@ -115,6 +127,15 @@ def _refused(override: Override) -> Problem | None:
         fix = "choose another option of the group (peft=full, say) or set the key to another value"
         return Problem(COMMAND_LINE, f"{word!r}: `~` is not supported", fix)
     return None
+
+
+def _misplaced(override: Override) -> Problem | None:
+    """Only entries of `peft` have names, and each is one option."""
+    group, place, options = override.key_or_group, override.package, _chosen(override)
+    if place is None or (group == "peft" and re.fullmatch(r"peft\.\w+", place) and len(options) == 1):
+        return None
+    one = f"+peft@peft.NAME={options[0]} adds an entry of that name" if group == "peft" else f"{group}={options[0]}"
+    return Problem(COMMAND_LINE, f"there is no place {place!r} for {group} {', '.join(options)}", one)
 
 
 def _chosen(override: Override) -> list[str]:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tunecli.config.data import SourceConfig
-from tunecli.config.errors import ConfigError, Problem
+from tunecli.config.errors import COMMAND_LINE, ConfigError, Problem
 from tunecli.config.nearest import did_you_mean
 from tunecli.config.peft import PEFT_SCHEMAS
 from tunecli.config.peft_facts import not_supported
@@ -22,6 +22,17 @@ from tunecli.config.yaml_file import KeyPath
 
 OPEN = (str, int, float, Any)
 """Value types of mappings that take any key."""
+
+GIVEN = {
+    "data.path": ("data.path", "it is not said which data", "data.path=FILE, or OWNER/NAME on the Hub"),
+    "model.path": (
+        "model.path",
+        "it is not said which model",
+        "model.path=FOLDER, or OWNER/NAME on the Hub",
+    ),
+    "stage.name": ("stage", "none is chosen", "+stage=sft, or `- stage: sft` in the defaults list"),
+}
+"""Keys that every run needs: the problem where they have no value, wherever that is to be given."""
 
 
 def has_key(config: DictConfig, path: KeyPath) -> bool:
@@ -142,11 +153,8 @@ def loose_copy(config: DictConfig) -> DictConfig:
 
 def missing_values(config: DictConfig, given: set[str], where: str) -> list[Problem]:
     """Keys without a value that are not among `given` either. `recipe` is filled in by the caller."""
-    problems = []
-    for key in sorted(OmegaConf.missing_keys(config) - given - {"recipe"}):
-        fix = "+stage=sft, or `- stage: sft` in the defaults list" if key == "stage.name" else f"add {key}=VALUE"
-        problems.append(Problem(where, f"{key} has no value", fix))
-    return problems
+    keys = sorted(OmegaConf.missing_keys(config) - given - {"recipe"})
+    return [Problem(*GIVEN.get(key, (where, f"{key} has no value", f"add {key}=VALUE"))) for key in keys]
 
 
 @contextmanager
@@ -155,10 +163,21 @@ def readable_errors(where: str) -> Iterator[None]:
     try:
         yield
     except (HydraException, OmegaConfBaseException) as error:
-        cause = error if str(error) else error.__cause__
-        what, _, advice = _first_line(cause).partition(" To append to your default list use ")
-        fix = f"this recipe chooses none yet: {advice} adds one" if advice else "`tune ls GROUP` lists the options"
-        raise ConfigError([Problem(where, what, fix)]) from None
+        what = _first_line(error if str(error) else error.__cause__)
+        nothing_there = _replaces_nothing(what)
+        raise ConfigError([nothing_there or Problem(where, what, "`tune ls GROUP` lists the options")]) from None
+
+
+def _replaces_nothing(message: str) -> Problem | None:
+    """The problem of a choice on the command line where the recipe makes none, from what Hydra says of it."""
+    found = re.match(r"Could not override '(.*?)'.* To append to your default list use (\S+=(.*))", message)
+    if found is None:
+        return None
+    (group, _, place), add, option = found[1].partition("@"), found[2], found[3]
+    if not place:
+        return Problem(COMMAND_LINE, f"this recipe chooses no {group} that could be replaced", f"{add} adds one")
+    what = f"this recipe has no {found[1]} that could be replaced"
+    return Problem(COMMAND_LINE, what, f"{add} adds one; {group}={option} replaces all that are chosen")
 
 
 def _first_line(error: BaseException | None) -> str:

@@ -10,9 +10,9 @@ from omegaconf import MISSING, OmegaConf
 
 from tunecli.config.data import DataConfig
 from tunecli.config.data_checks import data_problems
-from tunecli.config.errors import ConfigError, Problem
+from tunecli.config.errors import COMMAND_LINE, ConfigError, Problem
 from tunecli.config.language_checks import language_problems
-from tunecli.config.overrides import COMMAND_LINE, check_values, sort_overrides, with_values
+from tunecli.config.overrides import check_values, sort_overrides, with_values
 from tunecli.config.paths import config_root, option_names, shipped_asset
 from tunecli.config.run import RunConfig
 from tunecli.config.schema_check import assign, loose_copy

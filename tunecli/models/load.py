@@ -29,6 +29,7 @@ from transformers.utils import logging
 from tunecli.config.errors import UserError
 from tunecli.config.model import DType, ModelConfig
 from tunecli.config.stage import ProblemType, Task
+from tunecli.engine.hub_name import refuse_missing
 from tunecli.models import builtin
 from tunecli.models.quantization import HEADS, keep_cpu_weights_unpacked, quantization_config
 
@@ -37,7 +38,7 @@ def resolve_path(path: str) -> str:
     """The folder or Hub id that `model.path` stands for.
 
     Raises:
-        UserError: a run directory without a whole model in it, or an unknown builtin model.
+        UserError: a run directory without a whole model in it, an unknown builtin model, or nothing is there.
     """
     if path.startswith(builtin.PREFIX):
         return str(builtin.materialize(path.removeprefix(builtin.PREFIX)))
@@ -50,16 +51,8 @@ def resolve_path(path: str) -> str:
             where="model.path",
             fix="name a full fine-tuning run that has ended, or the base model; peft.NAME.init_from takes adapters",
         )
-    if not folder.exists() and _is_a_path(path, folder):
-        raise UserError(
-            f"there is no folder {path}", where="model.path", fix="check the path; a Hub id is OWNER/NAME"
-        )
+    refuse_missing(path, "model.path")
     return str(folder) if folder.exists() else path
-
-
-def _is_a_path(text: str, folder: Path) -> bool:
-    """Rather than the id of a repository."""
-    return text.startswith(".") or folder.is_absolute() or len(folder.parts) > 2 or Path(folder.parts[0]).is_dir()
 
 
 def num_parameters(model: nn.Module) -> int:

@@ -14,6 +14,7 @@ from tunecli.config.model import ModelConfig
 from tunecli.config.paths import display
 from tunecli.config.peft import HEAD
 from tunecli.config.run import RunConfig
+from tunecli.engine.hub_name import refuse_missing
 from tunecli.models.builtin import PREFIX
 from tunecli.models.load import resolve_path
 
@@ -144,7 +145,8 @@ def _of_adapters(path: str, adapters: list[Path], base: str | None) -> Source:
 
 
 def _on_hub(path: str, base: str | None) -> Source:
-    known = resolve_path(path)  # refuses what looks like a folder
+    refuse_missing(path)
+    known = resolve_path(path)
     if path.startswith(PREFIX):
         return Source(path, ModelConfig(path=path))
     options = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
