@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from tunecli.config.checks import find_problems
 from tunecli.config.compose import compose_run, load_config
 from tunecli.config.errors import UserError
 from tunecli.config.run import RunConfig
+from tunecli.evaluation.uncertainty import Difference
 from tunecli.report.retained import FILE, Change, as_lines, read_retained
 from tunecli.scoring import score
 from tunecli.scoring.comparison import compare
@@ -43,26 +45,30 @@ def test_both_are_scored_as_tune_eval_scores_them(run: Path) -> None:
         found = score(path, TEXTS.split(), gap=False).metrics
         known = {change.metric: getattr(change, name) for change in texts.changes}
         assert known == pytest.approx({metric: found[metric].value for metric in known}, rel=1e-6)
-    assert texts.first.metric == "perplexity" and texts.first.verdict == "better"
+    assert texts.first.metric == "perplexity" and texts.first.verdict == "too few to tell"
     assert chats.first.metric == "exact_match" and chats.asked == CHATS
     tuned = {each.metric: each.tuned for each in chats.changes}
     assert tuned["loss"] == pytest.approx(score(str(run), CHATS.split(), gap=False).metrics["loss"].value, rel=1e-6)
+
+
+def bordered(*values: float | None) -> list[float]:
+    return [math.nan if value is None else value for value in values]
 
 
 def test_differences_are_those_of_a_comparison(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # where the comparison is written
     base = load_config(run / "config.yaml").model.path
     (_, tuned) = compare([base, str(run)], TEXTS.split(), show_progress=False).runs
-    known = {name: (each.value, each.low, each.high) for name, each in tuned.differences.items()}
-    found = {each.metric: (each.difference, each.low, each.high) for each in read_retained(run)[0].changes}
+    known = {name: bordered(each.value, each.low, each.high) for name, each in tuned.differences.items()}
+    found = {each.metric: bordered(each.difference, each.low, each.high) for each in read_retained(run)[0].changes}
     assert found.keys() == known.keys()
     for name in known:
-        assert found[name] == pytest.approx(known[name], rel=1e-4)
+        assert found[name] == pytest.approx(known[name], rel=1e-4, nan_ok=True)
 
 
 def test_they_are_said_and_in_the_report(run: Path) -> None:
     lines = list(as_lines(read_retained(run)))
-    assert "smoke_text, 2 examples: perplexity" in lines[1] and lines[2].endswith(", better")
+    assert "smoke_text, 2 examples: perplexity" in lines[1] and lines[2].endswith(", too few to tell")
     assert lines[1].strip() in (run / "log.txt").read_text()
     page = (run / "report.html").read_text()
     assert "What the base could do" in page and "tune eval RUN stage=pretrain data=smoke_text" in page
@@ -74,7 +80,7 @@ def test_with_nothing_learnt_nothing_is_lost(run: Path, tmp_path: Path) -> None:
     trained_run(folder, "smoke_sft_lora", "train.max_steps=1", "train.learning_rate=1e-30", "train.eval_every=null")
     config = load_config(folder / "config.yaml")
     (_, tuned) = retain.measure(config, folder, TEXTS).runs
-    assert all(each.value == each.low == each.high == 0 for each in tuned.differences.values())
+    assert all(each == Difference(0.0) for each in tuned.differences.values())
 
 
 def test_templates_of_a_verbalizer_and_quantised_bases_are_asked_as_trained(tmp_path: Path) -> None:
@@ -119,3 +125,4 @@ def test_verdicts(metric: str, difference: float, verdict: str) -> None:
     assert Change(metric, 0.0, 0.0, difference, difference - 0.5, difference + 0.5).verdict == verdict
     assert Change(metric, 0.0, 0.0, difference, difference - 2, difference + 2).verdict == "may be chance"
     assert Change(metric, 0.0, 0.0, 0.0, 0.0, 0.0).verdict == "the same"
+    assert Change(metric, 0.0, 0.0, difference, None, None).verdict == "too few to tell"

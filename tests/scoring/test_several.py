@@ -63,7 +63,7 @@ def test_the_numbers_are_those_that_training_logged(runs, name: str, tmp_path: P
     values = {each: metric.value for each, metric in found.metrics.items()}
     assert known and known == pytest.approx({each: values[each] for each in known}, abs=1e-5, rel=1e-5)
     for metric in found.metrics.values():
-        assert metric.low is not None and metric.low <= metric.value <= metric.high
+        assert metric.low is None or metric.low <= metric.value <= metric.high
     assert found.gap is not None
     files.write(found, tmp_path)
     other = score(str(runs[name]), ["train.micro_batch_size=3", "model.attention=padded"], gap=False)
