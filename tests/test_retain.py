@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from training import trained_run
 from tunecli import retain
 from tunecli.config.checks import find_problems
 from tunecli.config.compose import compose_run, load_config
-from tunecli.config.errors import UserError
+from tunecli.config.errors import ConfigError, UserError
 from tunecli.config.run import RunConfig
 from tunecli.evaluation.uncertainty import Difference
 from tunecli.report.retained import FILE, Change, as_lines, read_retained
@@ -99,12 +100,32 @@ def test_templates_of_a_verbalizer_and_quantised_bases_are_asked_as_trained(tmp_
         ("smoke_sft_lora", "data=smoke_tex", "no option 'smoke_tex'"),
         ("smoke_sft_lora", "stage=classify data=smoke_labels", "was trained as sft"),
         ("smoke_sft_lora", "data.path=nothing.jsonl", "nothing.jsonl"),
-        ("smoke_classify", "data=smoke_labels", "without a head"),
+        ("smoke_sft_lora", "data=smoke 'x", "No closing quotation"),
     ],
 )
 def test_what_cannot_be_asked_is_refused_before_training(recipe: str, entry: str, what: str) -> None:
-    with pytest.raises(UserError, match=f"evaluation.retain: {entry}: .*{what}.*\n  fix: ."):
-        retain.check(config_with(TEXTS if recipe == "smoke_sft_lora" else entry, entry, recipe=recipe))
+    place = re.escape(f"evaluation.retain entry 2 ({entry}): ")
+    with pytest.raises(UserError, match=f"{place}.*{what}.*\n  fix: ."):
+        retain.check(config_with(TEXTS, entry, recipe=recipe))
+
+
+def test_all_that_cannot_be_asked_is_said_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        retain.check(config_with("data=smoke_tex", TEXTS, "data=smoke train.learning_rate=1", "data.path=none.jsonl"))
+    places = [problem.where.partition(" (")[0] for problem in caught.value.problems]
+    assert places == [f"evaluation.retain entry {number}" for number in (1, 3, 4)]
+    assert not any("command line" in problem.what for problem in caught.value.problems)
+
+
+@pytest.mark.parametrize("recipe", ["smoke_classify", "smoke_tag"])
+def test_a_base_without_a_head_cannot_be_asked_and_what_can_is_said(recipe: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        retain.check(config_with("data=smoke_labels", "stage=pretrain data=smoke_text", recipe=recipe))
+    (problem,) = caught.value.problems
+    assert problem.where == "evaluation.retain" and "new head" in problem.what
+    assert "evaluation.retain=[]" in problem.fix
+    assert ("stage=verbalize" in problem.fix) == (recipe == "smoke_classify")
+    retain.check(config_with(recipe=recipe))
 
 
 def test_what_can_be_asked_passes() -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from tunecli import retain
 from tunecli.assembly.data import Data, prepare_data
 from tunecli.config.data import OnBadRow, first_rows, validation_share
-from tunecli.config.errors import Problem, UserError
+from tunecli.config.errors import ConfigError, Problem
 from tunecli.config.run import RunConfig, with_head
 from tunecli.config.stage import Task
 from tunecli.data import about
@@ -79,8 +79,8 @@ def fit_problems(config: RunConfig) -> list[Problem]:
 def _cannot_be_retained(config: RunConfig) -> Iterator[Problem]:
     try:
         retain.check(config)
-    except UserError as error:
-        yield Problem(error.where, error.what, error.fix)
+    except ConfigError as error:
+        yield from error.problems
 
 
 def _readable(config: RunConfig) -> RunConfig:
