@@ -250,6 +250,7 @@ def _records(session: Session, rows: Rows, found: Evaluation) -> list[Record]:
             records = lines.of_texts(found.predictions, examples, labels, subject.kind, contents, groups=windows)
     assert found.losses is not None
     lines.add_losses(records, found.losses, windows)
+    lines.add_adapters(records, examples, list(subject.encoding(session.config).adapters), windows)
     return records
 
 
