@@ -130,7 +130,9 @@ def _samples() -> Any:
 
 
 def _environment(seed: int) -> dict[str, Any]:
-    counts = {"rows": 12_345, "examples": 11_700, "tokens": 2_345_678, "trained_tokens": 345_678, "truncated": 12}
+    # A share is held out for validation, so both sides were read from the same rows.
+    read = {"rows": 12_345, "left_out": {"bad": 9}}
+    counts = {"examples": 11_700, "tokens": 2_345_678, "trained_tokens": 345_678, "truncated": 12} | read
     kinds = {"formats": ["messages", "alpaca", "messages"], "fingerprints": [f"{seed:x}" * 32] * 3}
     return {
         "python": "3.11.7",
@@ -139,8 +141,8 @@ def _environment(seed: int) -> dict[str, Any]:
         "hardware": {"cpu": "AMD EPYC", "cores": 2, "memory_gb": 25.3, "gpus": [], "cuda": None},
         "git_commit": "0b2a4e5c7d",
         "data": {
-            "train": counts | {"left_out": {"bad": 9}} | kinds,
-            "validation": counts | {"rows": 645, "examples": 617, "tokens": 120_001, "left_out": {}} | kinds,
+            "train": counts | kinds,
+            "validation": counts | {"examples": 617, "tokens": 120_001} | kinds,
         },
     }
 

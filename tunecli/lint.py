@@ -81,8 +81,8 @@ def fit_problems(config: RunConfig) -> list[Problem]:
 def _cannot_be_retained(config: RunConfig) -> Iterator[Problem]:
     try:
         retain.check(config)
-    except UserError as error:
-        yield Problem(error.where, error.what, error.fix)
+    except ConfigError as error:
+        yield from error.problems
 
 
 def _readable(config: RunConfig) -> RunConfig:

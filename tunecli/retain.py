@@ -10,12 +10,15 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 from tunecli.config.compose import load_config
-from tunecli.config.errors import ConfigError, UserError, print_error
+from tunecli.config.errors import ConfigError, Problem, UserError, print_error
+from tunecli.config.overrides import COMMAND_LINE
 from tunecli.config.run import RunConfig
+from tunecli.config.stage import Task
 from tunecli.engine.checkpoint import write_atomically
 from tunecli.engine.console import Display
 from tunecli.report.page import write_report
@@ -23,23 +26,40 @@ from tunecli.report.retained import FILE, as_lines, read_retained
 from tunecli.scoring import choose, choose_base, score_chosen
 from tunecli.scoring import rows as data_rows
 from tunecli.scoring.comparison import Comparison, compared
+from tunecli.scoring.subject import base_has_head
 from tunecli.scoring.terminal import progress
+
+KEY = "evaluation.retain"
 
 
 def check(config: RunConfig) -> None:
     """See before training that every entry can be asked, its rows included, which are in the cache from then on.
 
     Raises:
-        UserError: one cannot.
+        ConfigError: all that cannot be.
     """
-    for entry in config.evaluation.retain:
-        try:
-            subject, chosen = choose_base(config, shlex.split(entry))
-            data_rows.read(subject, chosen, with_training=False, show_progress=False)
-        except UserError as error:
-            first = error.problems[0] if isinstance(error, ConfigError) else error
-            what = f"{entry}: {first.where}: {first.what}"
-            raise UserError(what, where="evaluation.retain", fix=first.fix) from error
+    if config.evaluation.retain and not base_has_head(config):
+        what = f"asks what the base could do before training, and stage={config.stage.name} gives it a new head"
+        fix = "evaluation.retain=[]; tune eval --compare RUN RUN data=NAME compares such runs"
+        if config.stage.task is Task.sequence_classification:
+            fix += "; stage=verbalize learns such labels without a new head, and can be asked"
+        raise ConfigError([Problem(KEY, what, fix)])
+    entries = enumerate(config.evaluation.retain, start=1)
+    if problems := [problem for number, entry in entries for problem in _problems(config, number, entry)]:
+        raise ConfigError(problems)
+
+
+def _problems(config: RunConfig, number: int, entry: str) -> Iterator[Problem]:
+    try:
+        subject, chosen = choose_base(config, shlex.split(entry))
+        data_rows.read(subject, chosen, with_training=False, show_progress=False)
+    except UserError as error:
+        found = error.problems if isinstance(error, ConfigError) else [Problem(error.where, error.what, error.fix)]
+        for each in found:
+            inside = "" if each.where in ("", COMMAND_LINE, "stage") else f"{each.where}: "
+            yield Problem(f"{KEY} entry {number} ({entry})", inside + each.what, each.fix)
+    except ValueError as error:  # of shlex: a quotation that does not end
+        yield Problem(f"{KEY} entry {number} ({entry})", f"cannot be read: {error}", "close the quotation")
 
 
 def main(run_dir: Path) -> int:

@@ -17,10 +17,11 @@ from tunecli.config.model import Attention, ModelConfig
 from tunecli.config.stage import Task
 from tunecli.data.mixture import build
 from tunecli.data.reading import SourceTarget
+from tunecli.data.text_encoder import TextEncoder
 from tunecli.data.tokens import Encoding
 from tunecli.engine.distributed import make_accelerator
 from tunecli.evaluation import texts
-from tunecli.evaluation.answers import answer_all, check_choices, question, right_choices, text_of
+from tunecli.evaluation.answers import answer_all, check_choices, prompt_of, question, right_choices, text_of
 from tunecli.evaluation.evaluator import Abandoned, Evaluator
 from tunecli.models.generate import stop_ids
 from tunecli.models.load import load_model, load_tokenizer
@@ -53,6 +54,16 @@ def evaluator(examples, tokenizer, *, rank: int = 0, **fields) -> Evaluator:
     config = EvaluationConfig(**fields)
     accelerator = make_accelerator(cpu=True, mixed_precision="no")
     return Evaluator(config, tokenizer, examples, [[5, 6]] * len(config.prompts), batching(rows=4), accelerator)
+
+
+@pytest.mark.parametrize(("name", "opening", "closing"), [("tiny_llama", "", ""), ("tiny_t5", "", "</s>")])
+def test_a_prompt_is_shown_without_what_stands_around_every_text(name: str, opening: str, closing: str) -> None:
+    encoder = TextEncoder(load_tokenizer(ModelConfig(path=f"builtin:{name}")))
+    ids = encoder.tokenizer("a tiny text")["input_ids"]
+    assert encoder.tokenizer.decode(ids) == f"{opening}a tiny text{closing}"
+    assert prompt_of(ids, encoder) == "a tiny text"
+    turn = encoder.tokenizer("<|im_start|>user", add_special_tokens=False)["input_ids"]
+    assert prompt_of(turn, encoder) == encoder.tokenizer.decode(turn)
 
 
 def test_a_question_is_what_inference_sees_and_its_answer_the_last_one(examples, tokenizer) -> None:

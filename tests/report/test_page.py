@@ -150,6 +150,8 @@ def test_events_data_and_environment(page: Page):
     assert ["step 120", "stopped after step 120 of 200, checkpoint saved"] in rows
     assert ["step 120", "resumes after step 120"] in rows
     assert ["trained tokens", "345,678", "345,678"] in rows and ["torch", "2.13.0"] in rows
+    assert ["rows, both together", "12,345", ""] in rows and ["examples", "11,700", "617"] in rows
+    assert ["left out: bad, both together", "9", ""] in rows
     assert "Left out: bad (9)" in page.text and "and 4 more, in left_out.jsonl" in page.text
 
 

@@ -9,12 +9,14 @@ import pytest
 from training import trained_run
 
 from tunecli.cli import main
+from tunecli.config.data_checks import formats_for
 from tunecli.config.errors import UserError
+from tunecli.config.stage import Task
 from tunecli.data.labels import Labels
 from tunecli.evaluation.kinds import Kind
 from tunecli.scoring import predicting, score
 from tunecli.scoring.subject import labels_of
-from tunecli.scoring.unlabelled import ANSWER, completed
+from tunecli.scoring.unlabelled import ANSWER, choose, completed
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +121,42 @@ def test_a_row_gets_what_its_format_needs(kind: Kind, raw: bool, row: dict, colu
     found = completed(row, kind, "x", raw=raw)
     assert found[column] == wanted if wanted is not None else len(found[column]) == len(row[column]) + 1
     assert completed(found, kind, "y", raw=raw) == found
+
+
+TEXTS, ANSWERS = Task.sequence_classification, Task.causal_lm
+ROLES = {"role": "user", "content": "hi"}
+PASSED_OVER = [
+    (TEXTS, "classification", {}, {"text": "a"}, "label", ["", None, "weird", 3]),
+    (TEXTS, "classification", {"text": "{a}: {b}", "label": "mood"}, {"a": "a", "b": "b"}, "mood", [""]),
+    (TEXTS, "auto", {}, {"sentence1": "a", "sentence2": "b"}, "labels", ["", None]),
+    (Task.token_classification, "tagging", {}, {"tokens": ["a", "b"]}, "tags", [[], None, "", ["O"]]),
+    (Task.seq2seq_lm, "seq2seq", {}, {"source": "a"}, "target", ["", " ", None]),
+    (Task.seq2seq_lm, "seq2seq", {"source": "target", "target": "source"}, {"target": "a"}, "source", ["", "b"]),
+    (ANSWERS, "alpaca", {}, {"instruction": "a"}, "output", ["", None, "b"]),
+    (ANSWERS, "auto", {}, {"question": "a"}, "answer", ["", None, "b"]),
+    (ANSWERS, "prompt_completion", {}, {"prompt": "a"}, "completion", ["", None, "b"]),
+    (ANSWERS, "prompt_completion", {}, {"prompt": [ROLES]}, "completion", [[], None, ""]),
+    (ANSWERS, "columns", {}, {"text": "a"}, "label", ["", None, "b"]),
+]
+
+
+@pytest.mark.parametrize(("task", "name", "columns", "row", "answer", "given"), PASSED_OVER)
+def test_whatever_stands_for_an_answer_is_passed_over(
+    task: Task, name: str, columns: dict[str, str], row: dict, answer: str, given: list
+) -> None:
+    kind = {TEXTS: Kind.single_label, Task.token_classification: Kind.tags}.get(task, Kind.text)
+    label = "" if kind is Kind.text else "x"
+    for each in given:
+        first = row | {answer: each}
+        read = choose(name, columns, first, kind, label, raw=name == "prompt_completion", known=formats_for(task))
+        assert read(first) == read(row)
+
+
+@pytest.mark.parametrize("content", ["", None, "hello"])
+def test_the_last_answer_of_a_conversation_is_passed_over(content: str | None) -> None:
+    row = {"chat": [ROLES, {"role": "assistant", "content": content}]}
+    read = choose("messages", {"messages": "chat"}, row, Kind.text, "", raw=False, known=formats_for(ANSWERS))
+    assert read(row) == read({"chat": [ROLES]})
 
 
 def test_labels_of_several_tasks_are_told_apart_by_their_names() -> None:

@@ -10,7 +10,7 @@ from training import trained_run
 
 from tests.scoring.test_scoring import logged, smoke_rows
 from tunecli.cli import main
-from tunecli.scoring import files, score
+from tunecli.scoring import files, predicting, score
 
 SHORT = ("train.max_steps=4", "train.eval_every=4", "train.save_every=4", "train.precision=fp32")
 THREE = ("peft=[]", *(f"+peft@peft.{name}=lora" for name in "abc"), *SHORT)
@@ -63,7 +63,7 @@ def test_the_numbers_are_those_that_training_logged(runs, name: str, tmp_path: P
     values = {each: metric.value for each, metric in found.metrics.items()}
     assert known and known == pytest.approx({each: values[each] for each in known}, abs=1e-5, rel=1e-5)
     for metric in found.metrics.values():
-        assert metric.low is not None and metric.low <= metric.value <= metric.high
+        assert metric.low is None or metric.low <= metric.value <= metric.high
     assert found.gap is not None
     files.write(found, tmp_path)
     other = score(str(runs[name]), ["train.micro_batch_size=3", "model.attention=padded"], gap=False)
@@ -75,6 +75,17 @@ def test_a_question_to_several_adapters_is_one_line(runs, name: str) -> None:
     found = score(str(runs[name]), gap=False)
     places = [record["row"] for record in found.records]
     assert len(places) == len(set(places)) and found.data["examples"] == 3 * len(places)
+
+
+def test_each_line_says_whose_adapter_it_is_of(runs, tmp_path: Path) -> None:
+    found = score(str(runs["rows"]), gap=False).records
+    assert len({record["adapter"] for record in found}) == 3
+    assert all(record["adapter"] == "abc"[(record["row"] - 1) % 3] for record in found)
+    rows = [{"prompt": "hi", "user": user} for user in "cab"]
+    file = str(written(tmp_path / "hi.jsonl", rows))
+    planned = predicting.plan(str(runs["rows"]), file, ["evaluation.max_new_tokens=2"])
+    assert [record["adapter"] for record in predicting.predict(planned)] == ["c", "a", "b"]
+    assert not any("adapter" in record for record in score(str(runs["words"]), gap=False).records)  # all of them
 
 
 @pytest.mark.parametrize("name", ["tasks", "tasks_in_words"])

@@ -6,8 +6,9 @@ tune predict RUN questions.jsonl evaluation.max_new_tokens=100         a languag
 tune predict MODEL texts.txt                                           a model of somebody else's
 
 Rows are read as in training: columns text (and text_pair) for classifiers, tokens or text for taggers, messages,
-prompt, instruction or text for language models. Labels and answers that rows have are passed over. The predictions
-stand in the order of the rows; a row that cannot be used has an `error`, is reported, and makes the status 2.
+prompt, instruction or text for language models. Labels and answers that rows have, blank ones too, are passed over.
+The predictions stand in the order of the rows; a row that cannot be used has an `error`, is reported, and makes the
+status 2.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from tunecli.config.evaluation import Combine
 from tunecli.data.batching import Batching, Examples, microbatches
 from tunecli.data.encoded import Encoded
 from tunecli.data.feed import Window
+from tunecli.data.text_encoder import TextEncoder
 from tunecli.evaluation.ensemble import best_choice
 from tunecli.models.generate import generate, stop_ids
 from tunecli.models.self_test import LanguageModel
@@ -53,6 +54,15 @@ def question(examples: Examples, index: int) -> Question:
 
 def text_of(tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
     return tokenizer.decode(tokens, skip_special_tokens=True).strip()
+
+
+def prompt_of(tokens: Sequence[int], encoder: TextEncoder) -> str:
+    """As the model sees it, but for what the tokenizer puts around every text: `</s>` behind a source, say."""
+    opening, closing = encoder.ends
+    end = len(tokens) - len(closing)
+    inner = tokens[:end] if closing and list(tokens[end:]) == closing else tokens
+    start = len(opening)
+    return encoder.tokenizer.decode(inner[start:] if list(inner[:start]) == opening else inner)
 
 
 def answer_all(

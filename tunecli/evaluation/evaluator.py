@@ -12,9 +12,10 @@ from transformers import PreTrainedTokenizerBase
 
 from tunecli.config.evaluation import EvaluationConfig
 from tunecli.data.batching import Batching, Examples
+from tunecli.data.text_encoder import TextEncoder
 from tunecli.engine.stage import Evaluation
 from tunecli.evaluation import texts
-from tunecli.evaluation.answers import Question, answer_all, question, right_choices, text_of
+from tunecli.evaluation.answers import Question, answer_all, prompt_of, question, right_choices, text_of
 from tunecli.evaluation.ensemble import most_votes, same_questions
 from tunecli.models.generate import generate, stop_ids
 from tunecli.models.self_test import LanguageModel
@@ -110,7 +111,8 @@ class Evaluator:
     ) -> list[Sample]:
         """The first answers."""
         first = range(min(self.shown, len(groups)))
-        prompts = [self._text(self._questions(groups, [i])[0][0].prompt) for i in first]
+        encoder = TextEncoder(self.tokenizer)
+        prompts = [prompt_of(self._questions(groups, [i])[0][0].prompt, encoder) for i in first]
         return [
             {"prompt": prompt, "answer": answer, "expected": right}
             for prompt, answer, right in zip(prompts, answers, expected, strict=False)
@@ -146,9 +148,6 @@ class Evaluator:
             {"prompt": prompt, "answer": text_of(answer, self.tokenizer)}
             for prompt, answer in zip(self.config.prompts, answers, strict=True)
         ]
-
-    def _text(self, prompt: list[int]) -> str:
-        return self.tokenizer.decode(prompt)
 
 
 def _text_metrics(config: EvaluationConfig, answers: Sequence[str], expected: Sequence[str]) -> dict[str, float]:

@@ -21,10 +21,17 @@ from tunecli.ops.bootstrap import Measures
 
 Record = dict[str, Any]
 """A line of predictions.jsonl."""
-JUDGED = ("exact_match", "choice_accuracy", *texts.ROUGE)
+SHARES = ("exact_match", "choice_accuracy")
+"""Of answers that are right or wrong."""
+JUDGED = (*SHARES, *texts.ROUGE)
 """Scores of single answers, which are averaged."""
 COUNTED: dict[str, Callable[[np.ndarray], np.ndarray]] = {"bleu": texts.bleu_of, "chrf": texts.chrf_of}
 """Scores of all answers together, from counts that add up."""
+RIGHT: dict[Kind, tuple[str, Callable[[Record], bool]]] = {
+    Kind.single_label: ("accuracy", lambda record: record["expected"] == record["predicted"]),
+    Kind.multi_label: ("exact_match", lambda record: set(record["expected"]) == set(record["predicted"])),
+}
+"""Where each record is right or wrong as a whole: the metric that is their share, and whether one is right."""
 NATS = 700.0
 """Beyond this a perplexity is no number any more."""
 
@@ -56,6 +63,28 @@ def by_task(records: Sequence[Record]) -> dict[str, np.ndarray]:
     """Task -> indices of its records; one task without a name where they name none."""
     names = [str(record.get("task", "")) for record in records]
     return {name: np.flatnonzero(np.array([each == name for each in names])) for name in dict.fromkeys(names)}
+
+
+def right_of(records: Sequence[Record], kind: Kind) -> list[bool | None]:
+    """Whether each is right; None of what is not right or wrong as a whole, or was not judged."""
+    if kind in RIGHT:
+        return [RIGHT[kind][1](record) for record in records]
+    return [record.get("exact_match", record.get("choice_accuracy")) for record in records]
+
+
+def shares(records: Sequence[Record], kind: Kind) -> dict[str, list[bool | None]]:
+    """The metrics that are shares of records, and whether each record is right; None of those that do not count. The
+    mean of several tasks' shares is none."""
+    if kind not in RIGHT:
+        found = {name: [record.get(name) for record in records] for name in SHARES}
+        return {name: right for name, right in found.items() if any(each is not None for each in right)}
+    name, right, tasks = RIGHT[kind][0], right_of(records, kind), by_task(records)
+    if len(tasks) == 1:
+        return {name: right}
+    own = {task: set(rows.tolist()) for task, rows in tasks.items()}
+    return {
+        f"{name}/{task}": [each if i in rows else None for i, each in enumerate(right)] for task, rows in own.items()
+    }
 
 
 def _sums_of_losses(records: Sequence[Record]) -> np.ndarray:
@@ -112,7 +141,6 @@ def _single_label(records: Sequence[Record]) -> Measures:
         accuracy = hit.sum(1) / total
         return {
             "accuracy": accuracy,
-            "f1_micro": accuracy,
             "f1_macro": _mean_of_known(_ratio(2 * hit, support + guess)),
             "mcc": _mcc(hit.sum(1), support, guess, total),
             "ece": np.abs(counts @ gaps).sum(1) / total,

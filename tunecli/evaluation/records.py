@@ -14,6 +14,7 @@ from tunecli.data.batching import Examples
 from tunecli.data.encoded import Encoded
 from tunecli.data.examples import Example, Labelled, Tagged
 from tunecli.data.labels import Labels
+from tunecli.data.text_encoder import TextEncoder
 from tunecli.evaluation import texts
 from tunecli.evaluation.kinds import Kind
 from tunecli.evaluation.metrics import softmax
@@ -165,6 +166,24 @@ def add_losses(records: Sequence[Record], losses: np.ndarray, windows: Sequence[
         record |= {"loss": float(total), "units": float(units)}
 
 
+def add_adapters(
+    records: Sequence[Record],
+    examples: Examples,
+    names: Sequence[str],
+    windows: Sequence[Sequence[int]] | None = None,
+) -> None:
+    """Which adapter each is of, where rows have one of their own; nothing where several answer together.
+
+    Args:
+        names: of the adapters, as `examples.adapters` counts them.
+        windows: the examples of each record.
+    """
+    for number, record in enumerate(records):
+        own = {int(examples.adapters[i]) for i in (windows[number] if windows is not None else [number])}
+        if len(own) == 1 and min(own) >= 0:
+            record["adapter"] = names[min(own)]
+
+
 def _start(examples: Examples, i: int, source: str) -> Record:
     return place(examples.origin(i)) | ({"task": source} if len(examples.names) > 1 else {})
 
@@ -212,10 +231,12 @@ def _read(text: tuple[str, ...] | None, number: int, words: Words, from_the_left
 
 def prompt_and_answer(examples: Examples, tokenizer: PreTrainedTokenizerBase) -> Callable[[int], tuple[str, str]]:
     """The last question of an example as the model sees it, and its right answer."""
-    from tunecli.evaluation.answers import question, text_of
+    from tunecli.evaluation.answers import prompt_of, question, text_of
+
+    encoder = TextEncoder(tokenizer)
 
     def both(index: int) -> tuple[str, str]:
         asked = question(examples, index)
-        return tokenizer.decode(asked.prompt), text_of(asked.answer, tokenizer)
+        return prompt_of(asked.prompt, encoder), text_of(asked.answer, tokenizer)
 
     return both

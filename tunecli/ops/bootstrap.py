@@ -1,5 +1,5 @@
-"""How sure a share, or any other metric, is, from the examples that it was counted on: the percentile bootstrap
-(Efron, 1979), paired where the same examples were answered twice.
+"""How sure a metric is, from the examples that it was counted on: the percentile bootstrap (Efron, 1979), paired
+where the same examples were answered twice.
 
 `intervals` and `differences` take metrics of any kind: each resample draws as many examples as there are, with
 replacement, and the metrics are computed anew from how often each was drawn. Examples of several tasks are drawn task
@@ -14,10 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-RESAMPLES = 10_000
-"""For shares, which cost nothing to draw."""
 DRAWS = 2_000
-"""For metrics that are computed anew for each resample."""
+"""Resamples."""
 TOGETHER = 4_000_000
 """Counts of examples that are held in memory at once."""
 
@@ -37,27 +35,8 @@ class Interval:
 @dataclass(frozen=True, slots=True)
 class Difference(Interval):
     p: float
-    """that it comes from chance: twice the share of resamples on the other side of zero, at most 1"""
-
-
-def share(right: Sequence[bool]) -> Interval:
-    """The share of examples that are right, in [0, 1]."""
-    return _mean(np.asarray(right, np.float64))
-
-
-def gain(before: Sequence[bool], after: Sequence[bool]) -> Interval:
-    """By how much the share rose, in [-1, 1]; example i of one is example i of the other."""
-    if len(before) != len(after):
-        raise ValueError(f"{len(before)} examples before and {len(after)} after are not the same examples")
-    return _mean(np.asarray(after, np.float64) - np.asarray(before, np.float64))
-
-
-def _mean(values: np.ndarray) -> Interval:
-    """Values are few (-1, 0, 1), so a resample is a draw of how often each occurs."""
-    distinct, counts = np.unique(values, return_counts=True)
-    drawn = np.random.default_rng(0).multinomial(len(values), counts / len(values), RESAMPLES)
-    low, high = np.quantile(drawn @ distinct / len(values), [0.025, 0.975])
-    return Interval(float(values.mean()), float(low), float(high))
+    """that it comes from chance: twice the share of resamples on the other side of zero, at most 1, at least one of
+    them"""
 
 
 def values(measures: Measures, size: int) -> dict[str, float]:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tunecli.ops.bootstrap import Interval, gain, share
+from tunecli.ops.bootstrap import Interval
+from tunecli.ops.proportions import gain, share
 from tunecli.report.run_files import json_lines
 
 NAMES = {
@@ -45,7 +46,7 @@ def as_lines(found: list[Gain]) -> Iterator[str]:
     for each in found:
         yield f"{NAMES.get(each.metric, each.metric)}, of {each.examples} held-out examples:"
         yield f"  before {_percent(each.before)}   after {_percent(each.after)}"
-        sure = "" if each.gain.low > 0 else ": may be chance"
+        sure = ": may be chance" if each.gain.low <= 0 <= each.gain.high else ""
         points = f"{100 * each.gain.value:+.1f} points [{100 * each.gain.low:+.1f}, {100 * each.gain.high:+.1f}]"
         yield f"  gain {points}{sure}"
 

@@ -7,6 +7,8 @@ import math
 import re
 from typing import Any
 
+TOO_FEW = "too few to tell"
+"""Where a difference has no interval."""
 COMMIT = "git_commit"
 """What environment.json calls the commit of tunecli that trained."""
 
@@ -36,6 +38,11 @@ def difference(value: float, unit: str = "") -> str:
     sign = "−" if value < 0 else "+"
     text = f"{100 * abs(value):.1f} points" if unit == "share" else shown(abs(value), unit)
     return sign + text if re.search("[1-9]", text) else "0"
+
+
+def chance(p: float) -> str:
+    """Smaller ones say no more: a test of resamples knows none below one of them."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def duration(seconds: float) -> str:

@@ -20,12 +20,14 @@ from tunecli.report.html import render, write_page
 from tunecli.report.numbers import in_words
 from tunecli.report.results import Result
 from tunecli.report.retained import read_retained
-from tunecli.report.run_files import RESUMED, Curve, Run, read_run
+from tunecli.report.run_files import RESUMED, Curve, Run, read_run, read_together
 
 PROMPTS = 12
 """Prompts whose answers are shown; those after are folded away."""
 COUNTED = ("step", "tokens", "seconds", "seconds_per_step")
 """Of metrics.jsonl: what only grows, or is the inverse of something drawn."""
+OF_ROWS = ("rows", "split_rows", "left_out")
+"""Of environment.json's data: beginnings of what is counted before a share of the rows is held out."""
 TITLES = {
     "learning_rate": "Learning rate",
     "grad_norm": "Gradient norm",
@@ -220,7 +222,13 @@ def _data_table(data: dict[str, dict[str, Any]]) -> list[tuple[str, list[str]]]:
     """Name and one value for each part: training, validation."""
     columns = [_flat(part) for part in data.values()]
     names = dict.fromkeys(name for column in columns for name in column)
-    return [(name.replace("_", " "), [column.get(name, "") for column in columns]) for name in names]
+    together = [name for name in names if name.startswith(OF_ROWS)] if read_together(data) else []
+    return [
+        (f"{name.replace('_', ' ')}, both together", [columns[0].get(name, ""), *("" for _ in columns[1:])])
+        if name in together
+        else (name.replace("_", " "), [column.get(name, "") for column in columns])
+        for name in names
+    ]
 
 
 def _flat(node: dict[str, Any]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tunecli.config.train import falls
-from tunecli.report.numbers import difference, shown, unit_of
+from tunecli.report.numbers import TOO_FEW, difference, shown, unit_of
 
 FILE = "retained.json"
 FIRST = ("exact_match", "choice_accuracy", "accuracy", "f1", "rougeL", "pearson", "perplexity")
@@ -22,19 +22,28 @@ class Change:
     base: float
     tuned: float
     difference: float
-    low: float
-    high: float
-    """with `low` the borders of the 95 % interval of the difference"""
+    low: float | None
+    high: float | None
+    """with `low` the borders of the 95 % interval of the difference; None where there is none"""
 
     @property
     def unit(self) -> str:
         return unit_of(self.metric.partition("/")[0])
 
     @property
+    def interval(self) -> str:
+        """Empty where there is none."""
+        if self.low is None or self.high is None:
+            return ""
+        return f"[{difference(self.low, self.unit)}, {difference(self.high, self.unit)}]"
+
+    @property
     def verdict(self) -> str:
-        """better, worse, the same, or may be chance."""
-        if self.low == self.high == 0:
+        """better, worse, the same, may be chance, or why that is not known."""
+        if self.difference == 0:
             return "the same"
+        if self.low is None or self.high is None:
+            return TOO_FEW
         if self.low <= 0 <= self.high:
             return "may be chance"
         return "worse" if (self.difference > 0) == falls(self.metric) else "better"
@@ -83,9 +92,6 @@ def as_lines(found: Sequence[Retained]) -> Iterator[str]:
         yield "what the base could do, base against tuned:"
     for each in found:
         change, unit = each.first, each.first.unit
-        interval = f"[{difference(change.low, unit)}, {difference(change.high, unit)}]"
         yield f"  {each.data}, {each.examples:,} examples: {change.metric.replace('_', ' ')}"
-        yield (
-            f"    {shown(change.base, unit)} to {shown(change.tuned, unit)}: "
-            f"{difference(change.difference, unit)} {interval}, {change.verdict}"
-        )
+        by = f"{difference(change.difference, unit)} {change.interval}".rstrip()
+        yield f"    {shown(change.base, unit)} to {shown(change.tuned, unit)}: {by}, {change.verdict}"

@@ -174,9 +174,16 @@ def _first_of_each(left_out: list[dict[str, Any]]) -> dict[str, list[dict[str, A
 def _left_out_counts(environment: dict[str, Any], left_out: list[dict[str, Any]]) -> dict[str, int]:
     """As counted in preparation; where data were streamed, as listed."""
     counts: Counter[str] = Counter()
-    for part in environment.get("data", {}).values():
+    data = environment.get("data", {})
+    for part in list(data.values())[: 1 if read_together(data) else None]:
         counts.update(part.get("left_out", {}))
     return dict(counts or Counter(str(entry.get("why")) for entry in left_out))
+
+
+def read_together(data: dict[str, Any]) -> bool:
+    """Whether validation is a share of the rows that training reads, which are counted once then."""
+    known = [part.get("fingerprints") for part in data.values()]
+    return len(known) > 1 and known[0] is not None and known[1:] == known[:-1]
 
 
 def json_lines(path: Path) -> Iterator[dict[str, Any]]:

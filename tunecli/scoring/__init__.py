@@ -33,11 +33,12 @@ from tunecli.engine.stage import Evaluation
 from tunecli.evaluation import records as lines
 from tunecli.evaluation.ensemble import same_questions
 from tunecli.evaluation.kinds import Kind
-from tunecli.evaluation.measures import by_task, measures_of
+from tunecli.evaluation.measures import by_task
 from tunecli.evaluation.records import Record
 from tunecli.evaluation.tables import Table, table_of
+from tunecli.evaluation.uncertainty import LEAST, Metric, metrics_of
 from tunecli.models.self_test import Wrapped
-from tunecli.ops.bootstrap import DRAWS, intervals
+from tunecli.ops.bootstrap import DRAWS
 from tunecli.scoring import rows as data_rows
 from tunecli.scoring.rows import Rows
 from tunecli.scoring.subject import Subject, asked_as, base_subject, find_subject, load_wrapped
@@ -45,14 +46,6 @@ from tunecli.stages import STAGES
 
 Proceed = Callable[[str, float], bool]
 """Is told what is done and its share, asked by all ranks together."""
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    value: float
-    low: float | None = None
-    high: float | None = None
-    """with `low` the borders of the 95 % interval; None of what is no function of examples"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +81,13 @@ class Scores:
             "metrics": {
                 name: {"value": each.value, "low": each.low, "high": each.high} for name, each in self.metrics.items()
             },
-            "interval": {"level": 0.95, "method": "percentile bootstrap", "resamples": DRAWS, "seed": 0},
+            "interval": {
+                "level": 0.95,
+                "method": "percentile bootstrap; of shares of examples Wilson's score interval",
+                "resamples": DRAWS,
+                "least_examples": LEAST,
+                "seed": 0,
+            },
             "tables": [table.as_json() for table in self.tables],
             "gap": None
             if self.gap is None
@@ -251,20 +250,19 @@ def _records(session: Session, rows: Rows, found: Evaluation) -> list[Record]:
             records = lines.of_texts(found.predictions, examples, labels, subject.kind, contents, groups=windows)
     assert found.losses is not None
     lines.add_losses(records, found.losses, windows)
+    lines.add_adapters(records, examples, list(subject.encoding(session.config).adapters), windows)
     return records
 
 
 def _metrics(found: Evaluation, records: Sequence[Record], kind: Kind) -> dict[str, Metric]:
     """Those of training first, then what else the records tell."""
-    strata = list(by_task(records).values())
-    sure = intervals(measures_of(records, kind), len(records), strata=strata)
+    sure = metrics_of(records, kind)
     metrics: dict[str, Metric] = {}
     for name, value in plain(found.metrics).items():
         each = sure.get(name)
-        metrics[name] = Metric(value, min(each.low, value), max(each.high, value)) if each else Metric(value)
-    return metrics | {
-        name: Metric(each.value, each.low, each.high) for name, each in sure.items() if name not in metrics
-    }
+        known = each is not None and each.low is not None and each.high is not None
+        metrics[name] = Metric(value, min(each.low, value), max(each.high, value)) if known else Metric(value)
+    return metrics | {name: each for name, each in sure.items() if name not in metrics}
 
 
 def plain(metrics: dict[str, float]) -> dict[str, float]:

@@ -1,7 +1,8 @@
 """Several models on the same rows: by how much each differs from the first, and whether that may be chance.
 
 The paired bootstrap (Efron and Tibshirani, 1993; for language technology Koehn, 2004) draws the same rows for both.
-McNemar's test (1947), exact, as only the rows count that one of both has right: how likely such a split is by coin.
+Shares of rows that are right have Agresti and Min's interval (2005) and McNemar's test (1947), exact, as only the
+rows count that one of both has right: how likely such a split is by coin.
 """
 
 from __future__ import annotations
@@ -16,21 +17,12 @@ from tunecli.config.errors import UserError
 from tunecli.config.paths import display
 from tunecli.engine.run_names import names_of
 from tunecli.evaluation.kinds import Kind
-from tunecli.evaluation.measures import by_task, measures_of
 from tunecli.evaluation.records import Record
-from tunecli.ops.bootstrap import Difference, differences, intervals
+from tunecli.evaluation.uncertainty import Difference, McNemar, Metric, differences_of, mcnemar, metrics_of
 from tunecli.peft_methods.source import find_source
-from tunecli.scoring import Metric, Proceed, files, score
+from tunecli.scoring import Proceed, files, score
 
 Key = tuple[Any, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class McNemar:
-    only_first: int
-    """rows that only the first model has right"""
-    only_this: int
-    p: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,41 +84,12 @@ def compared(names: Sequence[str], evaluations: Sequence[tuple[dict[str, Any], l
         )
     kind = Kind(results[0]["kind"])
     records, notes = _common([own for _, own in evaluations], kind)
-    strata = list(by_task(records[0]).values())
-    measures = [measures_of(each, kind) for each in records]
-    size = len(records[0])
-    runs = [
-        Compared(
-            name,
-            {key: Metric(*asdict(each).values()) for key, each in intervals(own, size, strata=strata).items()},
-            {} if i == 0 else differences(measures[0], own, size, strata=strata),
-            None if i == 0 else mcnemar(records[0], records[i], kind),
-        )
-        for i, (name, own) in enumerate(zip(names, measures, strict=True))
-    ]
-    return Comparison(results[0]["data"]["name"], size, runs, notes)
-
-
-def mcnemar(first: Sequence[Record], other: Sequence[Record], kind: Kind) -> McNemar | None:
-    from scipy.stats import binomtest
-
-    pairs = [(a, b) for a, b in zip(_right(first, kind), _right(other, kind), strict=True) if None not in (a, b)]
-    if not pairs:
-        return None
-    only_first, only_this = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)  # type: ignore[misc]
-    either = only_first + only_this
-    return McNemar(only_first, only_this, float(binomtest(only_this, either).pvalue) if either else 1.0)
-
-
-def _right(records: Sequence[Record], kind: Kind) -> list[bool | None]:
-    """None where a row is not right or wrong as a whole, or was not judged."""
-    if kind is Kind.single_label:
-        return [record["expected"] == record["predicted"] for record in records]
-    if kind is Kind.multi_label:
-        return [set(record["expected"]) == set(record["predicted"]) for record in records]
-    if kind is Kind.text:
-        return [record.get("exact_match", record.get("choice_accuracy")) for record in records]
-    return [None] * len(records)
+    first, *others = records
+    runs = [Compared(names[0], metrics_of(first, kind), {}, None)]
+    for name, own in zip(names[1:], others, strict=True):
+        different = differences_of(first, own, kind)
+        runs.append(Compared(name, metrics_of(own, kind), different, mcnemar(first, own, kind)))
+    return Comparison(results[0]["data"]["name"], len(first), runs, notes)
 
 
 def _names(paths: Sequence[str]) -> list[str]:

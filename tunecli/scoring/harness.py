@@ -62,7 +62,8 @@ class Measured:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        return None if self.stderr is None else (self.value - WIDTH * self.stderr, self.value + WIDTH * self.stderr)
+        """None too where a standard error of zero would have it that nothing else can be."""
+        return (self.value - WIDTH * self.stderr, self.value + WIDTH * self.stderr) if self.stderr else None
 
 
 @dataclass(frozen=True, slots=True)

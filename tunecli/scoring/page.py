@@ -12,10 +12,10 @@ from tunecli.config.train import falls
 from tunecli.evaluation.kinds import Kind
 from tunecli.evaluation.records import Record
 from tunecli.evaluation.tables import Confusion
-from tunecli.ops.bootstrap import Difference
+from tunecli.evaluation.uncertainty import Difference, McNemar, Metric
 from tunecli.report import html
-from tunecli.report.numbers import difference, shown, unit_of
-from tunecli.scoring import Metric, Scores
+from tunecli.report.numbers import chance, difference, shown, unit_of
+from tunecli.scoring import Scores
 from tunecli.scoring.comparison import Compared, Comparison
 
 MOST_LABELS = 30
@@ -236,14 +236,17 @@ def write_comparison(comparison: Comparison, path: Path) -> None:
         metrics=[
             (name, [_cell(name, each.metrics[name]) for each in comparison.runs]) for name in comparison.metrics
         ],
-        differences=[(each.name, list(_differences(each)), each.mcnemar) for each in comparison.runs[1:]],
+        differences=[
+            (each.name, list(_differences(each)), mcnemar_of(each.mcnemar) if each.mcnemar is not None else "")
+            for each in comparison.runs[1:]
+        ],
     )
     html.write_page(page, path)
 
 
 def verdict(name: str, difference: Difference) -> str:
-    """good, bad, or nothing where it may be chance."""
-    if difference.low <= 0 <= difference.high:
+    """good, bad, or nothing where it may be chance, or that is not known."""
+    if difference.low is None or difference.high is None or difference.low <= 0 <= difference.high:
         return ""
     return "good" if (difference.value < 0) == falls(name) else "bad"
 
@@ -253,14 +256,23 @@ def _cell(name: str, metric: Metric) -> tuple[str, str]:
     return value, interval
 
 
-def _differences(each: Compared) -> Iterator[tuple[str, str, str, float, str]]:
+def _differences(each: Compared) -> Iterator[tuple[str, str, str, str, str]]:
     for name, found in each.differences.items():
-        value, interval = difference_of(name, found)
-        yield name, value, interval, found.p, verdict(name, found)
+        yield name, *difference_of(name, found), verdict(name, found)
 
 
-def difference_of(name: str, found: Difference) -> tuple[str, str]:
-    """Value and interval."""
+def difference_of(name: str, found: Difference) -> tuple[str, str, str]:
+    """Value, interval and p; these are empty where they are not known."""
     unit = unit_of(name.partition("/")[0])
-    low, high = (difference(value, unit).replace(" points", "") for value in (found.low, found.high))
-    return difference(found.value, unit), f"[{low}, {high}]"
+    value = difference(found.value, unit)
+    if found.low is None or found.high is None or found.p is None:
+        return value, "", ""
+    low, high = (difference(border, unit).replace(" points", "") for border in (found.low, found.high))
+    return value, f"[{low}, {high}]", chance(found.p)
+
+
+def mcnemar_of(test: McNemar) -> str:
+    """As in: McNemar: 3 rows right only here, 12 only there, p = 0.035."""
+    p = chance(test.p)
+    said = f"p {p}" if p.startswith("<") else f"p = {p}"
+    return f"McNemar: {test.only_this:,} rows right only here, {test.only_first:,} only there, {said}"

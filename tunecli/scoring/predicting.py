@@ -29,7 +29,7 @@ from tunecli.data.templates import apply_chat_template_choice
 from tunecli.data.text_encoder import TextEncoder
 from tunecli.data.tokens import Encoding
 from tunecli.evaluation import records as lines
-from tunecli.evaluation.answers import answer_all, question
+from tunecli.evaluation.answers import answer_all, prompt_of, question
 from tunecli.evaluation.ensemble import most_votes, same_questions
 from tunecli.evaluation.kinds import Kind
 from tunecli.evaluation.predictions import predict as logits_of
@@ -203,8 +203,10 @@ def _predicted(session: Session, plan: Plan, window: Window, rows: Sequence[Row 
     subject = plan.subject
     data = Data(subject.tokenizer, None, None, subject.labels)
     batching = batching_of(session.config, data, session.policy, num_processes=1, process_index=0)
+    groups: list[list[int]] | None = None
     if subject.kind is Kind.text:
-        found = _answered(session, window)
+        groups = same_questions(window)
+        found = _answered(session, window, groups)
     else:
         assert subject.labels is not None
         if isinstance(session.config.stage, VerbalizeConfig):
@@ -215,7 +217,7 @@ def _predicted(session: Session, plan: Plan, window: Window, rows: Sequence[Row 
         contents = _contents(plan.format, rows)
         if subject.kind is Kind.tags:
             text = TextEncoder(subject.tokenizer)
-            found, _ = lines.of_tags(
+            found, groups = lines.of_tags(
                 logits,
                 window,
                 subject.labels,
@@ -229,17 +231,18 @@ def _predicted(session: Session, plan: Plan, window: Window, rows: Sequence[Row 
             found = lines.of_texts(
                 logits, window, subject.labels, subject.kind, contents, expected=False, groups=groups
             )
+    lines.add_adapters(found, window, list(plan.encoding.adapters), groups)
     return {f"{record['file']}{ROW}{record['row']}": record for record in found}
 
 
-def _answered(session: Session, window: Window) -> list[Record]:
+def _answered(session: Session, window: Window, groups: Sequence[Sequence[int]]) -> list[Record]:
     tokenizer = session.subject.tokenizer
     asked = [question(window, i) for i in range(len(window))]
     with session.accelerator.autocast():
         said = answer_all(session.policy, tokenizer, asked, session.config.evaluation.max_new_tokens)
-    records = []
-    for group in same_questions(window):
-        prompt = tokenizer.decode(asked[group[0]].prompt)
+    records, encoder = [], TextEncoder(tokenizer)
+    for group in groups:
+        prompt = prompt_of(asked[group[0]].prompt, encoder)
         records.append(lines.place(window.origin(group[0])) | {"prompt": prompt})
         records[-1]["predicted"] = most_votes([said[i] for i in group])
     return records

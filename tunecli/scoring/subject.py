@@ -115,15 +115,16 @@ def base_subject(run: RunConfig, stage: str | None = None) -> Subject:
     """What a run starts from, asked as the run's result is.
 
     Raises:
-        UserError: it has no head that fits, or `stage` is not for such a model.
+        UserError: `stage` is not for such a model.
     """
     config = as_stage(run, stage, "stage")
-    source = Source(run.model.path, run.model, run=run)
-    if config.stage.task.has_labels and (stored := stored_config(source)) is not None:
-        name = next(iter(stored.architectures or ()), "")
-        if _task_of(name, stored) is not config.stage.task:
-            raise _headless(source, name, config.stage.name)
-    return _subject(source, config, trained=config is run)
+    return _subject(Source(run.model.path, run.model, run=run), config, trained=config is run)
+
+
+def base_has_head(run: RunConfig) -> bool:
+    """Whether what a run starts from could give labels before training, if that is what the run is for."""
+    stored = stored_config(Source(run.model.path, run.model, run=run)) if run.stage.task.has_labels else None
+    return stored is None or _task_of(next(iter(stored.architectures or ()), ""), stored) is run.stage.task
 
 
 def as_stage(run: RunConfig, name: str | None, where: str) -> RunConfig:

@@ -12,12 +12,12 @@ from rich.text import Text
 
 from tunecli.engine.text import visible
 from tunecli.evaluation.tables import Table
-from tunecli.report.numbers import difference, shown, unit_of
+from tunecli.report.numbers import TOO_FEW, difference, shown, unit_of
 from tunecli.scoring import Proceed, Scores
 from tunecli.scoring.comparison import Compared, Comparison
 from tunecli.scoring.harness import HarnessScores
 from tunecli.scoring.harness import text_of as harness_text
-from tunecli.scoring.page import confusions, difference_of, text_of, verdict
+from tunecli.scoring.page import confusions, difference_of, mcnemar_of, text_of, verdict
 
 SHOWN_CLASSES = 40
 WORDS = {"good": ("green", "better"), "bad": ("red", "worse"), "": ("dim", "may be chance")}
@@ -82,14 +82,14 @@ def _show_differences(console: Console, first: str, each: Compared) -> None:
     console.print()
     table = grid([visible(f"{each.name} against {first}"), "difference", "95% interval", "p", ""])
     for name, found in each.differences.items():
-        value, interval = difference_of(name, found)
+        value, interval, p = difference_of(name, found)
         style, said = WORDS[verdict(name, found)]
-        table.add_row(Text(visible(name)), Text(value, style), interval, f"{found.p:.3g}", Text(said, style))
+        if not interval or not found.value:
+            said = TOO_FEW if found.value else "the same"
+        table.add_row(Text(visible(name)), Text(value, style), interval, p, Text(said, style))
     console.print(table)
     if each.mcnemar is not None:
-        test = each.mcnemar
-        said = f"McNemar: {test.only_this:,} rows right only here, {test.only_first:,} only there, p = {test.p:.3g}"
-        console.print(Text(said, style="dim"))
+        console.print(Text(mcnemar_of(each.mcnemar), style="dim"))
 
 
 def grid(columns: Sequence[str]) -> Grid:

@@ -1,5 +1,6 @@
-"""Rows without what is to be predicted. Each gets a stand-in for it, so that it is read and tokenised exactly as in
-training; nothing looks at the stand-in, as it comes after all that the model is asked, or is the target alone."""
+"""Rows without what is to be predicted, or with something in its place: a right answer, a blank. Each gets a stand-in
+for it, so that it is read and tokenised exactly as in training; nothing looks at the stand-in, as it comes after all
+that the model is asked, or is the target alone."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from typing import Any
 
 from tunecli.data.examples import Example, Labelled, Tagged
 from tunecli.data.formats import Format, choose_format
+from tunecli.data.formats.columns import mapped, missing
 from tunecli.data.formats.detect import LABELS, PAIRS, SOURCE_TARGET, TAGS, WORDS
 from tunecli.evaluation.kinds import Kind
 
@@ -25,8 +27,11 @@ TARGETS = {
     "alpaca": "output",
     "prompt_completion": "completion",
     "seq2seq": "target",
+    "columns": "label",
 }
 """Format -> its column for what is to be predicted."""
+TURNS = {"messages": "messages", "sharegpt": "conversations"}
+"""Format -> its column of turns, of which the last is what is to be predicted."""
 
 
 NEEDED = {
@@ -47,6 +52,7 @@ class Unlabelled:
     """A format that reads rows without labels or answers, and passes over those that they have."""
 
     format: Format
+    """which maps no column to what is to be predicted"""
     kind: Kind
     label: str
     """any that the model knows; a number, as text, where it gives numbers"""
@@ -54,7 +60,8 @@ class Unlabelled:
     """the model goes on with plain text; else it answers in a conversation"""
 
     def __call__(self, values: dict[str, Any]) -> Example:
-        example = self.format(completed(values, self.kind, self.label, raw=self.raw))
+        read = mapped(completed(values, self.kind, self.label, raw=self.raw), self.format.columns)
+        example = Format(self.format.name)(with_stand_in(read, self.format.name, self.label))
         if isinstance(example, Labelled):
             return replace(example, labels=(self.label,))
         if isinstance(example, Tagged):
@@ -76,10 +83,29 @@ def choose(
     """
     whole = completed(first, kind, label, raw=raw)
     target, needed = TARGETS.get(name), NEEDED.get(name)
-    kept = {column: source for column, source in columns.items() if column != target and source in whole}
+    kept = {
+        column: source for column, source in columns.items() if column != target and missing(whole, source) is None
+    }
     # Plain text is all answer; here it is what the model goes on from.
     fits = name != "text" and (needed is None or needed in whole or needed in kept)
-    return Unlabelled(choose_format(name if fits else "auto", kept if fits else {}, whole, known), kind, label, raw)
+    found = choose_format(name if fits else "auto", kept if fits else {}, whole, known)
+    read = {column: source for column, source in found.columns.items() if column != TARGETS.get(found.name)}
+    return Unlabelled(replace(found, columns=read), kind, label, raw)
+
+
+def with_stand_in(values: dict[str, Any], name: str, label: str) -> dict[str, Any]:
+    """What the format `name` reads, with a stand-in in place of what is to be predicted, whatever stands there."""
+    turns, target = TURNS.get(name), TARGETS.get(name)
+    if turns in values:
+        return {**values, turns: _with_answer(values[turns])}
+    if target is None:
+        return values
+    if name == "tagging":
+        words = values.get("tokens")
+        return {**values, target: [label] * len(words) if isinstance(words, list) else []}
+    if name == "prompt_completion" and isinstance(values.get("prompt"), list):
+        return {**values, target: [{"role": "assistant", "content": ANSWER}]}
+    return {**values, target: label or ANSWER}
 
 
 def completed(values: dict[str, Any], kind: Kind, label: str, *, raw: bool) -> dict[str, Any]:
@@ -94,19 +120,16 @@ def completed(values: dict[str, Any], kind: Kind, label: str, *, raw: bool) -> d
         return {**values, "tags": [label] * (len(words) if isinstance(words, list) else 0)}
     if kind is not Kind.text:
         return values if any(name in values for name in LABELS) else {**values, "label": label}
-    return _with_answer(values, raw=raw)
+    return _completed_text(values, raw=raw)
 
 
-def _with_answer(values: dict[str, Any], *, raw: bool) -> dict[str, Any]:
+def _completed_text(values: dict[str, Any], *, raw: bool) -> dict[str, Any]:
     for source, target in SOURCE_TARGET:
         if source in values and source not in OF_OTHERS:
             values = {target: ANSWER, "target": ANSWER, **values}
     for column in ("messages", "conversations"):
-        turns = values.get(column)
-        if isinstance(turns, list) and turns and isinstance(turns[-1], dict):
-            role, content, own = MESSAGE if "role" in turns[-1] else SHAREGPT
-            answered = turns[-1].get(role) in ANSWERING
-            return values if answered else {**values, column: [*turns, {role: own, content: ANSWER}]}
+        if isinstance(values.get(column), list):
+            return {**values, column: _with_answer(values[column])}
     if any({question, answer} <= values.keys() for question, answer, _ in PAIRS) or "completion" in values:
         return values
     if "prompt" in values:
@@ -120,3 +143,12 @@ def _with_answer(values: dict[str, Any], *, raw: bool) -> dict[str, Any]:
     if "text" in values:
         return {**values, "prompt": values["text"], ("completion" if raw else "response"): ANSWER}
     return values
+
+
+def _with_answer(turns: Any) -> Any:
+    """The conversation up to its last question, and a stand-in for the answer; what is none stays as it is."""
+    if not isinstance(turns, list) or not turns or not isinstance(turns[-1], dict):
+        return turns
+    role, content, own = MESSAGE if "role" in turns[-1] else SHAREGPT
+    asked = turns[:-1] if turns[-1].get(role) in ANSWERING else turns
+    return [*asked, {role: own, content: ANSWER}]
