@@ -3,7 +3,7 @@ that do not fit the model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from tunecli import retain
@@ -41,13 +41,16 @@ ADVICE = {
 """Kind of finding -> what to do."""
 
 
-def lint(config: RunConfig) -> tuple[list[str], list[Problem], list[Problem]]:
+def lint(config: RunConfig, given: Mapping[str, str] | None = None) -> tuple[list[str], list[Problem], list[Problem]]:
     """Facts about the data; what stops the run, in the model's shape and in the rows; and what is odd but does not.
+
+    Args:
+        given: key -> what stated its value; None: not known.
 
     Raises:
         ConfigError: what adapters are to start from cannot be had or does not fit.
     """
-    unfit = [*fit_problems(config), *_cannot_be_retained(config)]
+    unfit = [*fit_problems(config, given), *_cannot_be_retained(config)]
     data = prepare_data(_readable(config), show_progress=True)
     assert data.train is not None
     sides = {"training": data.train} | ({"validation": data.validation} if data.validation else {})
@@ -64,13 +67,13 @@ def lint(config: RunConfig) -> tuple[list[str], list[Problem], list[Problem]]:
     return facts, [*unfit, *(bad if config.data.on_bad_row is OnBadRow.error else [])], odd
 
 
-def fit_problems(config: RunConfig) -> list[Problem]:
+def fit_problems(config: RunConfig, given: Mapping[str, str] | None = None) -> list[Problem]:
     """What the recipe's methods find wrong with its model, told from its shape.
 
     Raises:
         ConfigError: what adapters are to start from cannot be had or does not fit.
     """
-    starts = find_starts(config)
+    starts = find_starts(config, given=given)
     methods = config.peft | {name: start.entry for name, start in starts.items()}
     known = with_head(replace(config, peft=methods))
     return misfits(known, {name: start.folder for name, start in starts.items()})

@@ -18,6 +18,7 @@ from tunecli.config.idle import idle_problems
 from tunecli.config.language_checks import language_problems
 from tunecli.config.launch import Strategy
 from tunecli.config.nearest import did_you_mean
+from tunecli.config.peft import choosing
 from tunecli.config.peft_checks import missing_starts, peft_problems
 from tunecli.config.run import RunConfig
 from tunecli.config.stage import ProblemType, StageConfig, Task, VerbalizeConfig
@@ -261,13 +262,12 @@ def _adapters_as_model(path: str) -> Iterator[Problem]:
     if not run.peft:
         yield Problem("model.path", f"{path} is a run that has no model yet", "name one that has finished")
         return
-    plain = ",".join(name for name, method in run.peft.items() if name == method.method)
-    others = [f"+peft@peft.{name}={method.method}" for name, method in run.peft.items() if name != method.method]
+    chosen = choosing({name: method.method for name, method in run.peft.items()})
     starts = [f"peft.{name}.init_from={path}" for name in run.peft]
     yield Problem(
         "model.path",
         f"{path} is a run that trained adapters of {run.model.path}: {', '.join(run.peft)}",
-        f"{' '.join([f'model.path={run.model.path}', f'peft=[{plain}]', *others, *starts])} trains them on; "
+        f"{' '.join([f'model.path={run.model.path}', *chosen, *starts])} trains them on; "
         f"or tune merge {path}, and name what that writes",
     )
 
