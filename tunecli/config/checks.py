@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tunecli.config.begun import has_begun
 from tunecli.config.compose import load_config
 from tunecli.config.data_checks import data_problems
 from tunecli.config.data_files import is_local
@@ -272,15 +273,11 @@ def _adapters_as_model(path: str) -> Iterator[Problem]:
     )
 
 
-TRAINED = ("metrics.jsonl", "checkpoints", "adapter", "model")
-"""What only a run that has begun to train leaves behind."""
-
-
 def _output_dir(config: RunConfig) -> Iterator[Problem]:
     if config.output_dir is None:
         return
     folder = Path(config.output_dir).expanduser()
-    if (folder / "config.yaml").exists() and any((folder / name).exists() for name in TRAINED):
+    if (folder / "config.yaml").exists() and has_begun(folder):
         yield Problem(
             "output_dir",
             f"{config.output_dir} holds a run already",

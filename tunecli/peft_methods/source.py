@@ -8,10 +8,10 @@ from pathlib import Path
 
 from transformers.utils import cached_file
 
+from tunecli.config.begun import no_result
 from tunecli.config.compose import load_config
 from tunecli.config.errors import UserError
 from tunecli.config.model import ModelConfig
-from tunecli.config.paths import display
 from tunecli.config.peft import HEAD
 from tunecli.config.run import RunConfig
 from tunecli.models.builtin import PREFIX
@@ -118,12 +118,7 @@ def _of_run(path: str, folder: Path, run_dir: Path) -> Source:
     config = load_config(run_dir / "config.yaml")
     result = run_dir / ("adapter" if config.peft else "model")
     if not result.is_dir():
-        where = display(run_dir)
-        raise UserError(
-            "has no result yet",
-            where=where,
-            fix=f"tune logs {where} says how far it is; if it was stopped: tune resume {where}",
-        )
+        raise no_result(run_dir, config)
     if not config.peft:
         return Source(path, ModelConfig(path=str(result)), tokenizer=result, run=config, run_dir=run_dir)
     names = [folder.name] if (folder / ADAPTER).is_file() else list(config.peft)
