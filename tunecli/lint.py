@@ -11,7 +11,6 @@ from tunecli.assembly.data import Data, prepare_data
 from tunecli.config.data import OnBadRow, first_rows, validation_share
 from tunecli.config.errors import Problem, UserError
 from tunecli.config.run import RunConfig, with_head
-from tunecli.config.stage import Task
 from tunecli.data import about
 from tunecli.data.lint import (
     EMPTY_ANSWER,
@@ -104,9 +103,7 @@ def _bad_rows(examples: Mixture) -> Iterator[Problem]:
 def _template(config: RunConfig, data: Data) -> Iterator[Problem]:
     examples = data.train
     assert examples is not None
-    if config.stage.reads is Task.causal_lm and any(
-        format.name not in ("text", "prompt_completion") for format in examples.formats
-    ):
+    if about.answers_in_turns(config.stage, examples):
         yield from template_problems(data.tokenizer, config.data.chat_template_kwargs, stop_tokens(config.model))
 
 

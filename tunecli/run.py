@@ -233,7 +233,7 @@ def _announce(
         if examples is not None:
             for line, _ in about.losses(config.data, examples):
                 display.note(line, style="yellow")
-            for line in about.splits(config.data, examples):
+            for line in about.splits(config.data, config.stage, examples):
                 display.note(line)
     if num_steps == 0:
         display.note(

@@ -77,5 +77,6 @@ def test_what_cannot_be_loaded_is_said_before_weights_are(tmp_path: Path) -> Non
     with pytest.raises(UserError, match="no result yet"):
         tunecli.load(run)
     (run / "metrics.jsonl").unlink()
+    shutil.rmtree(run / "checkpoints")
     with pytest.raises(UserError, match="never trained anything.*\n  fix: mend .*tune resume"):
         tunecli.load(run)
