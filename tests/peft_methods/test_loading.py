@@ -10,6 +10,7 @@ import pytest
 import torch
 from merging import finished_run, tuned_model
 from torch import Tensor
+from training import trained_run
 
 import tunecli
 from tunecli.config.compose import load_config
@@ -55,6 +56,13 @@ def test_of_peft_folders_away_from_their_run(tmp_path: Path) -> None:
     shutil.copytree(run / "adapter" / "second", tmp_path / "one")
     assert torch.equal(loaded(tmp_path / "one"), loaded(run / "adapter" / "second"))
     assert not torch.equal(loaded(tmp_path / "one"), loaded(run))
+
+
+def test_an_adapter_away_from_its_run_comes_with_the_head_beside_it(tmp_path: Path) -> None:
+    """As published: of a classifier whose rows have an adapter each, the card's code names one of them."""
+    run = trained_run(tmp_path / "run", "smoke_classify", "train.max_steps=1", "train.eval_every=null")
+    shutil.copytree(run / "adapter", tmp_path / "away")
+    assert torch.equal(loaded(tmp_path / "away" / "lora"), loaded(run / "adapter" / "lora"))
 
 
 def test_a_whole_model_is_loaded_as_it_is_stored(tmp_path: Path) -> None:

@@ -106,12 +106,20 @@ def _run_dir(folder: Path) -> Path | None:
 
 
 def _adapters(folder: Path) -> list[Path]:
-    """The peft folders that `folder` is or holds, in the order in which they were put into the model."""
+    """The peft folder that `folder` is, with the head that was trained beside it; or those that it holds, in the order
+    in which they were put into the model."""
     if (folder / ADAPTER).is_file():
-        return [folder]
-    if (folder / COMPOSITION).is_file():
-        return [folder / name for name in json.loads((folder / COMPOSITION).read_text(encoding="utf-8"))["order"]]
+        with_head = folder.name != HEAD and HEAD in _order(folder.parent)
+        return [folder, folder.parent / HEAD] if with_head else [folder]
+    if order := _order(folder):
+        return [folder / name for name in order]
     return sorted(file.parent for file in folder.glob(f"*/{ADAPTER}"))
+
+
+def _order(folder: Path) -> list[str]:
+    """Of the adapters of a run, in a folder that holds them all."""
+    file = folder / COMPOSITION
+    return json.loads(file.read_text(encoding="utf-8"))["order"] if file.is_file() else []
 
 
 def _of_run(path: str, folder: Path, run_dir: Path) -> Source:
