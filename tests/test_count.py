@@ -92,6 +92,13 @@ def test_the_head_is_counted_and_said(capsys: pytest.CaptureFixture[str]) -> Non
     assert json.loads(capsys.readouterr().out)[0]["name"] == "full"
 
 
+def test_full_has_nothing_to_merge(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["ls", "peft"])
+    lines = capsys.readouterr().out.splitlines()
+    assert next(line for line in lines if line.startswith("full")).split()[-2:] == ["-", "no"]
+    assert any(line.startswith("merges:") and line.endswith("-: full leaves a whole model") for line in lines)
+
+
 def test_bitfit_does_not_merge_what_it_adds(capsys: pytest.CaptureFixture[str]) -> None:
     main(["ls", "peft"])
     lines = capsys.readouterr().out.splitlines()

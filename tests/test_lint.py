@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tunecli.assembly.data import prepare_data
 from tunecli.config.compose import compose_run
 from tunecli.config.errors import ConfigError, Problem
+from tunecli.data import about
 from tunecli.lint import LISTED, lint
 
 
@@ -110,6 +112,15 @@ def test_templates_are_looked_at():
 
 def test_plain_text_needs_no_template():
     assert odd([{"text": f"text {i}"} for i in range(3)]) == []
+
+
+@pytest.mark.parametrize(("words", "said"), [([], True), (["stage=pretrain", "data.overlong=split"], False)])
+def test_pretraining_has_no_answers_that_a_template_would_set_apart(words: list[str], said: bool):
+    config = compose_run("smoke_sft_lora", ["data.max_length=64", "data.overlong=split", *words]).config
+    examples = prepare_data(config, show_progress=False).train
+    assert examples is not None and examples.summary["split_rows"]
+    (line,) = about.splits(config.data, config.stage, examples)
+    assert "longer than data.max_length" in line and ("chat template" in line) == said
 
 
 def test_streams_are_looked_at_without_reading_them_whole():

@@ -13,6 +13,7 @@ import torch
 import tunecli
 from tunecli.assembly.data import prepare_data
 from tunecli.config.compose import load_config
+from tunecli.config.errors import UserError
 from tunecli.config.run_lock import lock_run
 from tunecli.data.batching import collate
 from tunecli.launch import visible_gpus
@@ -110,6 +111,20 @@ def test_a_bad_row_ends_with_status_2_and_names_file_and_row(tmp_path: Path, pro
     assert done.returncode == 2, done.stderr
     assert "mine.jsonl row 3" in done.stderr and "fix:" in done.stderr
     assert "Traceback" not in done.stderr
+    assert "the run directory is removed again" in done.stderr
+    assert list((tmp_path / "outputs" / "smoke_sft_lora").iterdir()) == []
+
+
+def test_a_folder_that_was_there_before_stays_when_the_run_is_refused(tmp_path: Path) -> None:
+    """And says of itself that it never trained anything, and why."""
+    words = ["recipe=smoke_sft_lora", "peft.lora.target_modules=[x]", f"output_dir={tmp_path}"]
+    done = tune("run", *words, cwd=tmp_path)
+    assert done.returncode == 2 and "removed" not in done.stderr
+    assert (tmp_path / "config.yaml").is_file()
+    with pytest.raises(UserError, match="never trained anything: it ended before its first step .*'x' is no such"):
+        tunecli.load(tmp_path)
+    again = tune("resume", str(tmp_path), cwd=tmp_path)
+    assert again.returncode == 2 and (tmp_path / "config.yaml").is_file()
 
 
 def test_all_problems_at_once_before_anything_is_written(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
+from tunecli.config.begun import NEW, discard
 from tunecli.config.change import override_config
 from tunecli.config.checks import find_problems
 from tunecli.config.compose import compose_run, load_config
@@ -57,6 +58,8 @@ class Plan:
     commands: list[list[str]]
     files: dict[str, str]
     """name in the run directory -> content"""
+    new: bool = False
+    """the run directory was made for it"""
 
 
 def run(recipe: str, overrides: list[str], dry_run: bool = False, detach: bool = False) -> int:
@@ -77,6 +80,7 @@ def run(recipe: str, overrides: list[str], dry_run: bool = False, detach: bool =
         _print_plan(plan)
         return 0
     plan.files["origins.json"] = json.dumps(find_origins(composed), indent=2)
+    plan = replace(plan, new=not run_dir.exists())
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -247,9 +251,11 @@ def _print_plan(plan: Plan) -> None:
 def _start(plan: Plan) -> int:
     *before, last = plan.commands
     (plan.run_dir / "status.json").unlink(missing_ok=True)
+    if plan.new:
+        os.environ[NEW] = str(plan.run_dir)
     for command in before:
         if status := subprocess.run(command, check=False).returncode:
-            return status
+            return _refused(plan.run_dir, status)
     sys.stdout.flush()
     if plan.config.launch.num_processes == 1:
         if sys.platform != "win32":  # until the worker can end in good order; it takes them up again
@@ -258,6 +264,13 @@ def _start(plan: Plan) -> int:
     status = _supervise(last, plan.run_dir)
     if status == 0 and plan.config.evaluation.retain:
         status = subprocess.run([sys.executable, "-m", "tunecli.retain", str(plan.run_dir)], check=False).returncode
+    return _refused(plan.run_dir, status)
+
+
+def _refused(run_dir: Path, status: int) -> int:
+    """`status`, after a new run directory is gone where that is the one of what a user got wrong."""
+    if status == UserError.exit_status:
+        discard(run_dir)
     return status
 
 
@@ -274,7 +287,7 @@ def _detach(plan: Plan) -> int:
         os.dup2(nothing.fileno(), 0)
         os.dup2(console.fileno(), 1)
         os.dup2(console.fileno(), 2)
-    sys.exit(_start(plan))
+    sys.exit(_start(replace(plan, new=False)))  # console.txt is the account of what happens
 
 
 def _supervise(command: list[str], run_dir: Path) -> int:
@@ -297,8 +310,8 @@ def _supervise(command: list[str], run_dir: Path) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, forward)
     status = process.wait()
-    if status != 0:
-        return status if status > 0 else 128 - status
+    if status != 0:  # what a rank says of it is more exact than accelerate's 1
+        return int(_status(run_dir).get("exit_status") or (status if status > 0 else 128 - status))
     if asked and _status(run_dir).get("state") == "interrupted":
         return 128 + asked[0]
     return int(_status(run_dir).get("exit_status", 0))

@@ -4,7 +4,7 @@ that do not fit the model."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from tunecli import retain
@@ -12,7 +12,7 @@ from tunecli.assembly.data import Data, encoding_of, prepare_data
 from tunecli.config.data import OnBadRow, first_rows, validation_share
 from tunecli.config.errors import ConfigError, Problem, UserError
 from tunecli.config.run import RunConfig, with_head
-from tunecli.config.stage import Task, VerbalizeConfig
+from tunecli.config.stage import VerbalizeConfig
 from tunecli.data import about
 from tunecli.data.lint import (
     EMPTY_ANSWER,
@@ -42,13 +42,16 @@ ADVICE = {
 """Kind of finding -> what to do."""
 
 
-def lint(config: RunConfig) -> tuple[list[str], list[Problem], list[Problem]]:
+def lint(config: RunConfig, given: Mapping[str, str] | None = None) -> tuple[list[str], list[Problem], list[Problem]]:
     """Facts about the data; what stops the run, in the model's shape and in the rows; and what is odd but does not.
+
+    Args:
+        given: key -> what stated its value; None: not known.
 
     Raises:
         ConfigError: what adapters are to start from cannot be had or does not fit; bad rows that leave too few.
     """
-    unfit = [*fit_problems(config), *_cannot_be_retained(config)]
+    unfit = [*fit_problems(config, given), *_cannot_be_retained(config)]
     data = _prepared(config)
     assert data.train is not None
     sides = {"training": data.train} | ({"validation": data.validation} if data.validation else {})
@@ -66,13 +69,13 @@ def lint(config: RunConfig) -> tuple[list[str], list[Problem], list[Problem]]:
     return facts, [*unfit, *(bad if config.data.on_bad_row is OnBadRow.error else [])], odd
 
 
-def fit_problems(config: RunConfig) -> list[Problem]:
+def fit_problems(config: RunConfig, given: Mapping[str, str] | None = None) -> list[Problem]:
     """What the recipe's methods find wrong with its model, told from its shape.
 
     Raises:
         ConfigError: what adapters are to start from cannot be had or does not fit.
     """
-    starts = find_starts(config)
+    starts = find_starts(config, given=given)
     methods = config.peft | {name: start.entry for name, start in starts.items()}
     known = with_head(replace(config, peft=methods))
     return misfits(known, {name: start.folder for name, start in starts.items()})
@@ -118,9 +121,7 @@ def _bad_rows(examples: Mixture) -> Iterator[Problem]:
 def _template(config: RunConfig, data: Data) -> Iterator[Problem]:
     examples = data.train
     assert examples is not None
-    if config.stage.reads is Task.causal_lm and any(
-        format.name not in ("text", "prompt_completion") for format in examples.formats
-    ):
+    if about.answers_in_turns(config.stage, examples):
         yield from template_problems(data.tokenizer, config.data.chat_template_kwargs, stop_tokens(config.model))
 
 

@@ -25,6 +25,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
+from tunecli.config.begun import no_result
 from tunecli.config.compose import load_config
 from tunecli.config.data_files import is_local
 from tunecli.config.errors import UserError
@@ -285,7 +286,7 @@ def _of_run(run_dir: Path) -> _Found:
     kind = result_kind(config)
     result = run_dir / ("adapter" if config.peft else "model")
     if not result.is_dir():
-        raise UserError("has no result yet", where=str(run_dir), fix=f"tune resume {run_dir}")
+        raise no_result(run_dir, config)
     folders = {"": result}
     if kind is Result.adapter:
         folders["."] = result / next(iter(config.peft))

@@ -22,6 +22,7 @@ from tunecli.config.errors import ConfigError, UserError
 from tunecli.config.launch import Strategy
 from tunecli.config.paths import display as typed
 from tunecli.config.paths import point_latest_at
+from tunecli.config.peft import HEAD
 from tunecli.config.peft_checks import schedule_problems
 from tunecli.config.run import RunConfig, micro_batch_tokens, to_yaml
 from tunecli.config.run_lock import lock_run
@@ -55,7 +56,7 @@ from tunecli.models.self_test import Wrapped
 from tunecli.peft_methods.composition import rate_factors, step_hooks
 from tunecli.peft_methods.rehearsal import misfits
 from tunecli.peft_methods.saving import save_adapters
-from tunecli.peft_methods.starting import put_starts_in_place, start_folders
+from tunecli.peft_methods.starting import head_left_behind, put_starts_in_place, start_folders
 from tunecli.report.card import write_card
 from tunecli.report.gain import as_lines, gains, result_step
 from tunecli.report.generalisation import as_line, write_gap
@@ -215,11 +216,15 @@ def _announce(
     processes = "1 process" if number == 1 else f"{number} processes"
     tokens = micro_batch_tokens(config)
     cut = f"{train.micro_batch_size} examples" if tokens is None else f"up to {tokens} tokens"
-    full = "" if config.peft else ": full fine-tuning, as `peft` has no entry"
+    full = "" if config.peft else ": full fine-tuning"
     display.note(f"trains {trained:,} of {total:,} parameters ({trained / total:.2%}), {precision}{full}")
     for name, entry in config.peft.items():
         if entry.init_from is not None:
             display.note(f"{name} starts from {typed(Path(entry.init_from))}{', frozen' if entry.freeze else ''}")
+    if left := head_left_behind(config.peft):
+        display.note(
+            f"the head is new; to take that of the earlier run: +peft@peft.{HEAD}=freeze peft.{HEAD}.init_from={left}"
+        )
     for line in about.facts(config.data, data.train, data.validation):
         display.note(line)
     # With a share held out both sides are read from the same rows, and lost the same.
@@ -228,7 +233,7 @@ def _announce(
         if examples is not None:
             for line, _ in about.losses(config.data, examples):
                 display.note(line, style="yellow")
-            for line in about.splits(config.data, examples):
+            for line in about.splits(config.data, config.stage, examples):
                 display.note(line)
     if num_steps == 0:
         display.note(

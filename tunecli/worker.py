@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from tunecli.config.begun import discard
 from tunecli.config.errors import TrainingStopped, UserError, print_error
 from tunecli.config.paths import display
 from tunecli.engine.quiet import no_foreign_bars
@@ -36,7 +37,9 @@ def main(run_dir: Path) -> int:
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":
             print_error(error)
-            (run_dir / "status.json").write_text(json.dumps({"state": "failed", "exit_status": error.exit_status}))
+            if not (alone and error.exit_status == UserError.exit_status and discard(run_dir)):
+                record = {"state": "failed", "exit_status": error.exit_status, "error": str(error).splitlines()[0]}
+                (run_dir / "status.json").write_text(json.dumps(record))
         status = error.exit_status
         # Every rank comes here together; a status of 0 keeps the elastic agent from adding its own traceback.
         if isinstance(error, TrainingStopped) and not alone:

@@ -255,9 +255,13 @@ def test_a_signal_before_a_run_can_save_ends_it_with_one_line(number: signal.Sig
 
 def test_full_fine_tuning_is_said_in_words():
     found = check.derived(compose_run("smoke_sft_lora", ["peft=[]"]).config)
-    assert found["trains"].startswith("every weight: full fine-tuning")
+    assert found["trains"] == "every weight (full fine-tuning)"
 
 
 def test_a_word_behind_ls_peft_that_is_no_recipe_is_explained(capsys: pytest.CaptureFixture[str]):
     assert "fix: tune ls peft recipe=NAME counts" in refused(capsys, "ls", "peft", "foo")
     assert "fix: tune ls peft recipe=smoke_qlora counts" in refused(capsys, "ls", "peft", "smoke_qlora")
+
+
+def test_the_head_is_trained_too():
+    assert check.derived(compose_run("smoke_classify", []).config)["trains"] == "lora, head"

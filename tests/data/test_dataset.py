@@ -18,6 +18,7 @@ import tunecli.data.dataset as module
 import tunecli.data.encode as encoding_module
 from tunecli.config.data import DataConfig, OnBadRow, Overlap
 from tunecli.config.errors import UserError
+from tunecli.config.stage import SFTConfig
 from tunecli.data import about
 from tunecli.data.examples import Messages
 from tunecli.data.mixture import Mixture, build
@@ -85,7 +86,7 @@ def test_rows_that_become_several_examples_keep_their_row(family):
     assert [found.origin(i) for i in range(len(found))] == [f"train.jsonl row {row}" for row in (1, 2, 2)]
     assert found.contents[1] == found.contents[2] != found.contents[0]
     assert found.summary["split_rows"] == 1
-    (said,) = about.splits(DataConfig(path="train.jsonl"), found)
+    (said,) = about.splits(DataConfig(path="train.jsonl"), SFTConfig(), found)
     assert said.startswith("1 of 2 rows became several examples, because the chat template")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from tiny import RandomExamples, batching
 
+from tunecli.cli import main
 from tunecli.config.data import Overlong, Side
 from tunecli.config.errors import UserError
 from tunecli.config.stage import Task
@@ -126,3 +128,13 @@ def test_random_tokens_are_no_special_ones() -> None:
     assert mask_of(tokenizer) == tokenizer.convert_tokens_to_ids("[MASK]")
     with pytest.raises(UserError, match="mask"):
         mask_of(byte_tokenizer())
+
+
+def test_a_model_without_a_mask_is_told_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+    """And with these words it does."""
+    assert main(["check", "recipe=smoke_verbalize", "model=tiny_llama"]) == 2
+    words = shlex.split(capsys.readouterr().err.partition("; or ")[2].partition(", as the gap")[0])
+    assert words[0] == "stage.language_model=causal_lm"
+    assert main(["check", "recipe=smoke_verbalize", "model=tiny_llama", *words]) == 0
+    assert main(["check", "recipe=smoke_mlm", "model=tiny_llama"]) == 2
+    assert "stage.objective=causal_lm" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import peft
@@ -195,6 +196,21 @@ def test_the_chunked_head_of_a_policy_uses_and_trains_the_copy(architecture: str
         logprobs.sum().backward()
         found.append((logprobs.detach(), head.grad))
     assert_close(found[0], found[1], atol=1e-5, rtol=1e-5)
+
+
+def test_two_entries_that_train_the_same_tensor_are_refused(tmp_path: Path) -> None:
+    """A frozen one below another is none of these."""
+    norms, last = FreezeConfig(norms=True), FreezeConfig(last_n_layers=1)
+    with pytest.raises(
+        UserError, match=r"peft.b: chooses model.layers.1.input_layernorm.weight and 1 more, and so does"
+    ):
+        inject(causal_lm(), {"a": norms, "b": last}, seed=0)
+    inject(causal_lm(), {"a": norms, "b": FreezeConfig(embeddings=True)}, seed=0)
+    save_adapters(frozen(causal_lm(), norms), ["freeze"], tmp_path, base="somewhere")
+    start = replace(norms, init_from="somewhere")
+    with pytest.raises(UserError, match="and so does peft.a"):
+        inject(causal_lm(), {"a": start, "b": last}, seed=0, starts={"a": tmp_path / "freeze"})
+    inject(causal_lm(), {"a": replace(start, freeze=True), "b": last}, seed=0, starts={"a": tmp_path / "freeze"})
 
 
 class TestWithLora:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from merging import finished_run, tuned_model
 from torch import Tensor
+from training import trained_run
 
 import tunecli
 from tunecli.config.compose import load_config
@@ -57,6 +58,13 @@ def test_of_peft_folders_away_from_their_run(tmp_path: Path) -> None:
     assert not torch.equal(loaded(tmp_path / "one"), loaded(run))
 
 
+def test_an_adapter_away_from_its_run_comes_with_the_head_beside_it(tmp_path: Path) -> None:
+    """As published: of a classifier whose rows have an adapter each, the card's code names one of them."""
+    run = trained_run(tmp_path / "run", "smoke_classify", "train.max_steps=1", "train.eval_every=null")
+    shutil.copytree(run / "adapter", tmp_path / "away")
+    assert torch.equal(loaded(tmp_path / "away" / "lora"), loaded(run / "adapter" / "lora"))
+
+
 def test_a_whole_model_is_loaded_as_it_is_stored(tmp_path: Path) -> None:
     lm, tokenizer = tunecli.load("builtin:tiny_llama")
     for dtype in (torch.bfloat16, torch.float32):
@@ -75,4 +83,8 @@ def test_what_cannot_be_loaded_is_said_before_weights_are(tmp_path: Path) -> Non
         tunecli.load(tmp_path / "lost")
     shutil.rmtree(run / "adapter")
     with pytest.raises(UserError, match="no result yet"):
+        tunecli.load(run)
+    (run / "metrics.jsonl").unlink()
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(UserError, match="never trained anything.*\n  fix: mend .*tune resume"):
         tunecli.load(run)

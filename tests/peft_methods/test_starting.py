@@ -13,22 +13,25 @@ import torch
 from merging import finished_run
 from safetensors.torch import load_file
 from torch.testing import assert_close
+from training import trained_run
 from transformers import PreTrainedModel
 from tuners import text_logits, trained
 
 import tunecli
 from tests.peft_methods.test_grid import SMALL
 from tunecli.config.checks import find_problems
-from tunecli.config.compose import compose_run, load_config
-from tunecli.config.errors import ConfigError
+from tunecli.config.compose import Composed, compose_run, load_config
+from tunecli.config.errors import ConfigError, Problem, UserError
+from tunecli.config.origins import find_origins, stated
 from tunecli.config.peft import PEFT_SCHEMAS
 from tunecli.config.peft_checks import ONCE
 from tunecli.config.peft_facts import FACTS
-from tunecli.config.run import RunConfig, to_yaml
+from tunecli.config.run import RunConfig, to_yaml, with_head
+from tunecli.lint import fit_problems
 from tunecli.models.load import load_model
 from tunecli.peft_methods.composition import inject, trained_off
 from tunecli.peft_methods.saving import save_adapters
-from tunecli.peft_methods.starting import find_starts, put_starts_in_place, start_folders
+from tunecli.peft_methods.starting import find_starts, head_left_behind, put_starts_in_place, start_folders
 
 IDS = torch.randint(4, 200, (2, 9), generator=torch.Generator().manual_seed(0))
 
@@ -157,15 +160,74 @@ def test_the_structure_is_the_checkpoints(one: Path, away: bool, tmp_path: Path)
     assert "[q_proj,k_proj], but" in targets and "is true, but" in rslora and "use_rslora=false" in rslora
 
 
+@pytest.mark.parametrize("value", [16, 4])
+def test_a_stated_value_holds_or_is_refused_although_it_is_the_default(one: Path, value: int, tmp_path: Path) -> None:
+    composed = compose_run("smoke_sft_lora", [f"peft.lora.init_from={one}", f"peft.lora.r={value}"])
+    (tmp_path / "origins.json").write_text(json.dumps(find_origins(composed)))
+    if value == 4:
+        assert put_starts_in_place(composed.config, tmp_path).peft["lora"].r == 4
+        return
+    with pytest.raises(ConfigError) as refused:
+        put_starts_in_place(composed.config, tmp_path)
+    (problem,) = refused.value.problems
+    assert problem.where == "peft.lora.r" and problem.fix.startswith("peft.lora.r=4")
+    assert problem.what == f"is 16 (command line), but {one} was trained with 4"
+    assert [each.where for each in fit_problems_of(composed)] == ["peft.lora.r"]
+
+
+def fit_problems_of(composed: Composed) -> list[Problem]:
+    with pytest.raises(ConfigError) as refused:
+        fit_problems(composed.config, stated(find_origins(composed)))
+    return refused.value.problems
+
+
 def test_which_adapter_of_several(one: Path, two_entries: Path) -> None:
-    assert find_starts(started(f"peft.lora.init_from={two_entries}"))["lora"].folder.name == "lora"
     other = ["peft=[]", "+peft@peft.other=lora"]
-    assert find_starts(started(*other, f"peft.other.init_from={one}"))["other"].folder.name == "lora"
+    taken = find_starts(started(*other, f"peft.other.init_from={one}"))["other"]
+    assert (taken.folder, taken.entry.init_from) == (one / "adapter" / "lora", str(one / "adapter" / "lora"))
     second = two_entries / "adapter" / "second"
     assert find_starts(started(*other, f"peft.other.init_from={second}"))["other"].entry.r == 2
     (problem,) = problems_of(started(*other, f"peft.other.init_from={two_entries}"))
     assert "holds several adapters, and none is called other: lora, second" in problem
     assert "peft.other.init_from=" in problem and "adapter/lora" in problem
+
+
+def test_none_of_those_that_were_trained_together_is_lost_silently(two_entries: Path) -> None:
+    (lost,) = problems_of(started(f"peft.lora.init_from={two_entries}"))
+    assert "trained lora, second together, and second would be left out" in lost
+    alone, _, both = lost.partition("fix: ")[2].partition(" takes this one alone; to take them too: ")
+    assert find_starts(started(alone))["lora"].folder.name == "lora"
+    both_starts = find_starts(started(f"peft.lora.init_from={two_entries}", *shlex.split(both)))
+    assert {name: start.folder.name for name, start in both_starts.items()} == {"lora": "lora", "second": "second"}
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    words = ["train.max_steps=1", "data.validation=null", "train.eval_every=null"]
+    return trained_run(tmp_path_factory.mktemp("classifier") / "run", "smoke_classify", *words)
+
+
+def test_beside_a_head(classifier: Path) -> None:
+    """The head is another matter: it is for labels, which may be others. So the log says that it is new."""
+    compose = ["peft=[]", "+peft@peft.x=lora", f"peft.x.init_from={classifier / 'adapter' / 'lora'}"]
+    config = with_head(compose_run("smoke_classify", compose).config)
+    entries = config.peft | {name: start.entry for name, start in find_starts(config).items()}
+    assert entries["x"].init_from == str(classifier / "adapter" / "lora")
+    head = head_left_behind(entries)
+    assert head == str(classifier / "adapter" / "head")
+    words = [f"peft.lora.init_from={classifier}", "+peft@peft.head=freeze", f"peft.head.init_from={head}"]
+    config = compose_run("smoke_classify", words).config
+    assert not fit_problems(config) and head_left_behind(config.peft) is None
+
+
+def test_a_head_for_another_number_of_labels_is_refused(classifier: Path, tmp_path: Path) -> None:
+    words = [
+        "+peft@peft.head=freeze",
+        f"peft.head.init_from={classifier / 'adapter' / 'head'}",
+        "stage.labels=[negative,positive,other]",
+    ]
+    with pytest.raises(UserError, match=r"is \[2\] in the checkpoint, and \[3\] in this model"):
+        trained_run(tmp_path / "run", "smoke_classify", *words)
 
 
 def test_all_that_does_not_fit_is_said_at_once(one: Path, tmp_path: Path) -> None:
@@ -178,7 +240,10 @@ def test_all_that_does_not_fit_is_said_at_once(one: Path, tmp_path: Path) -> Non
     (quantized,) = problems_of(started(f"peft.lora.init_from={one}", "model.quantization=nf4"))
     assert "trained with model.quantization=none, this run has nf4" in quantized
     (kind,) = problems_of(started("peft=[ia3]", f"peft.ia3.init_from={one}"))
-    assert "peft.ia3: is of the method ia3" in kind and "of lora" in kind
+    assert kind.startswith("peft.ia3.init_from: is ") and "the method lora, and this entry is ia3" in kind
+    assert f"fix: peft=[lora] peft.lora.init_from={one} trains it on" in kind
+    (named,) = problems_of(started("peft=[]", "+peft@peft.x=ia3", f"peft.x.init_from={one}"))
+    assert "fix: +peft@peft.x=lora where ia3 is chosen for it" in named
     (nothing,) = problems_of(started("peft.lora.init_from=./nowhere"))
     assert nothing.startswith("peft.lora.init_from: there is no folder ./nowhere\n")
     (nobody,) = problems_of(started("peft.lora.init_from=nowhere"))

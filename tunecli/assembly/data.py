@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from tunecli.config.cloze import parse_cloze
 from tunecli.config.data import Overlap
 from tunecli.config.run import RunConfig
 from tunecli.config.stage import (
@@ -14,6 +15,7 @@ from tunecli.config.stage import (
     Objective,
     PretrainConfig,
     ProblemType,
+    StageConfig,
     Subwords,
     Task,
     Turns,
@@ -52,7 +54,7 @@ def prepare_data(config: RunConfig, *, show_progress: bool) -> Data:
     check_kind(config.model, config.stage.task)
     tokenizer = load_tokenizer(config.model)
     if config.stage.task is Task.masked_lm:
-        mask_of(tokenizer)
+        mask_of(tokenizer, _as_causal(config.stage))
     sentinels_for(config, tokenizer)
     train, validation = build(config.data, tokenizer, encoding_of(config, tokenizer), show_progress=show_progress)
     if validation is not None and config.evaluation.choices:
@@ -66,6 +68,15 @@ def prepare_data(config: RunConfig, *, show_progress: bool) -> Data:
     if labels is not None and isinstance(stage, VerbalizeConfig):
         Verbalizer(TextEncoder(tokenizer), encoding_of(config, tokenizer)).check(labels.by_task)
     return Data(tokenizer, train, validation, labels)
+
+
+def _as_causal(stage: StageConfig) -> str:
+    """Words that have a causal model do what the stage has a masked one do."""
+    if not isinstance(stage, VerbalizeConfig):
+        return "stage.objective=causal_lm"
+    gaps_end = all(parse_cloze(template).ends_with_gap for template in stage.templates)
+    templates = "" if gaps_end else " \"stage.templates=['{text} It was {mask}.']\", as the gap has to be at the end"
+    return f"stage.language_model=causal_lm{templates}"
 
 
 def encoding_of(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Encoding:

@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
     recipe, overrides = split_recipe("check", args.words)
     from tunecli.config.checks import find_problems
     from tunecli.config.compose import compose_run
+    from tunecli.config.origins import find_origins, stated
     from tunecli.launch import machine_problems
 
     composed = compose_run(recipe, overrides)
@@ -45,15 +46,15 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(problems)
     for name, value in derived(composed.config).items():
         print(f"{name:<12}{value}")
-    elsewhere = _on_the_hub(composed.config)
+    elsewhere, given = _on_the_hub(composed.config), stated(find_origins(composed))
     for path in elsewhere:
         print(f"{path} is no file or folder here, so it is looked for on the Hugging Face Hub")
     if args.data is False or (args.data is None and elsewhere):
         if args.data is None:
-            _check_model(composed.config, elsewhere)
+            _check_model(composed.config, elsewhere, given)
         print("no problems found in the configuration; the rows were not read: tune check ... --data does")
         return 0
-    _check_data(composed.config)
+    _check_data(composed.config, given)
     return 0
 
 
@@ -67,7 +68,7 @@ def _on_the_hub(config: RunConfig) -> list[str]:
     return [path for path in dict.fromkeys(paths) if not path.startswith("builtin:") and not is_local(path)]
 
 
-def _check_model(config: RunConfig, elsewhere: list[str]) -> None:
+def _check_model(config: RunConfig, elsewhere: list[str], given: dict[str, str]) -> None:
     """Where the model, and what adapters start from, are on this disk.
 
     Raises:
@@ -80,11 +81,11 @@ def _check_model(config: RunConfig, elsewhere: list[str]) -> None:
         return
     from tunecli.lint import fit_problems
 
-    if problems := fit_problems(config):
+    if problems := fit_problems(config, given):
         raise ConfigError(problems)
 
 
-def _check_data(config: RunConfig) -> None:
+def _check_data(config: RunConfig, given: dict[str, str]) -> None:
     """Print what the data are and what is odd about them.
 
     Raises:
@@ -92,7 +93,7 @@ def _check_data(config: RunConfig) -> None:
     """
     from tunecli.lint import lint
 
-    facts, problems, odd = lint(config)
+    facts, problems, odd = lint(config, given)
     for fact in facts:
         print(fact)
     for oddity in odd:
@@ -106,7 +107,7 @@ def _check_data(config: RunConfig) -> None:
 
 def derived(config: RunConfig) -> dict[str, str]:
     """What the configuration does not say itself but leads to."""
-    from tunecli.config.run import micro_batch_tokens
+    from tunecli.config.run import micro_batch_tokens, with_head
     from tunecli.launch import num_processes
 
     train, processes = config.train, num_processes(config)
@@ -124,7 +125,7 @@ def derived(config: RunConfig) -> dict[str, str]:
     length = f"{train.max_steps} steps" if train.max_steps else f"{train.num_epochs:g} passes over the data"
     return {
         "model": config.model.path + _storage(config),
-        "trains": ", ".join(config.peft) or "every weight: full fine-tuning, as `peft` has no entry",
+        "trains": ", ".join(with_head(config).peft) or "every weight (full fine-tuning)",
         "batch": batch,
         "length": f"{length}, {warmup}",
     }

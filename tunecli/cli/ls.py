@@ -91,7 +91,7 @@ def _fact_lines() -> Iterator[str]:
         yield from _folded((name, facts.adds, facts.count, merges, _yes(facts.quantized)), FACT_WIDTHS)
     yield ""
     yield from LETTERS
-    yield "merges: the change can become part of the base's weights (tune merge); full leaves a whole model"
+    yield "merges: the change can become part of the base's weights (tune merge); -: full leaves a whole model"
     for name, facts in FACTS.items():
         if facts.unmerged_with:
             yield f"* {name}: not with peft.{name}.{facts.unmerged_with}"
@@ -133,5 +133,5 @@ def _note(words: list[str]) -> str:
     return head_note(*split_recipe("ls peft", words))
 
 
-def _yes(value: bool) -> str:
-    return "yes" if value else "no"
+def _yes(value: bool | None) -> str:
+    return "-" if value is None else "yes" if value else "no"

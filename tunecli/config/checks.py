@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tunecli.config.begun import has_begun
 from tunecli.config.compose import load_config
 from tunecli.config.data_checks import data_problems
 from tunecli.config.data_files import is_local
@@ -19,6 +20,7 @@ from tunecli.config.language_checks import language_problems
 from tunecli.config.launch import Strategy
 from tunecli.config.model_path import is_folder_name
 from tunecli.config.nearest import did_you_mean
+from tunecli.config.peft import choosing
 from tunecli.config.peft_checks import missing_starts, peft_problems
 from tunecli.config.run import RunConfig
 from tunecli.config.stage import ProblemType, StageConfig, Task, VerbalizeConfig
@@ -264,26 +266,21 @@ def _adapters_as_model(path: str) -> Iterator[Problem]:
     if not run.peft:
         yield Problem("model.path", f"{path} is a run that has no model yet", "name one that has finished")
         return
-    plain = ",".join(name for name, method in run.peft.items() if name == method.method)
-    others = [f"+peft@peft.{name}={method.method}" for name, method in run.peft.items() if name != method.method]
+    chosen = choosing({name: method.method for name, method in run.peft.items()})
     starts = [f"peft.{name}.init_from={path}" for name in run.peft]
     yield Problem(
         "model.path",
         f"{path} is a run that trained adapters of {run.model.path}: {', '.join(run.peft)}",
-        f"{' '.join([f'model.path={run.model.path}', f'peft=[{plain}]', *others, *starts])} trains them on; "
+        f"{' '.join([f'model.path={run.model.path}', *chosen, *starts])} trains them on; "
         f"or tune merge {path}, and name what that writes",
     )
-
-
-TRAINED = ("metrics.jsonl", "checkpoints", "adapter", "model")
-"""What only a run that has begun to train leaves behind."""
 
 
 def _output_dir(config: RunConfig) -> Iterator[Problem]:
     if config.output_dir is None:
         return
     folder = Path(config.output_dir).expanduser()
-    if (folder / "config.yaml").exists() and any((folder / name).exists() for name in TRAINED):
+    if (folder / "config.yaml").exists() and has_begun(folder):
         yield Problem(
             "output_dir",
             f"{config.output_dir} holds a run already",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -12,10 +12,13 @@ from tunecli.config.compose import Composed
 from tunecli.config.errors import COMMAND_LINE
 from tunecli.config.yaml_file import KeyPath
 
+DEFAULT = "default of "
+"""Stands before the name of the schema that gave a value."""
+
 
 def find_origins(composed: Composed) -> dict[str, str]:
     """Dotted key -> origin, for every value, in the order of the configuration."""
-    origins = {path: f"default of {owner}" for path, owner in _values(composed.config, ())}
+    origins = {path: f"{DEFAULT}{owner}" for path, owner in _values(composed.config, ())}
     given: dict[KeyPath, str] = {("recipe",): "the recipe's file name"}
     for layer in composed.layers:
         fallen = composed.fallen.get(layer.name, set())
@@ -24,6 +27,13 @@ def find_origins(composed: Composed) -> dict[str, str]:
         for path in _paths(tuple(override.key_or_group.split(".")), override.value()):
             given[path] = COMMAND_LINE
     return {".".join(path): given.get(path, default) for path, default in origins.items()}
+
+
+def stated(origins: Mapping[str, str]) -> dict[str, str]:
+    """Those of `origins` that are no defaults; for what stands in a mapping, the mapping too."""
+    given = {key: origin for key, origin in origins.items() if not origin.startswith(DEFAULT)}
+    above = {key.rpartition(".")[0]: origin for key, origin in given.items()}
+    return above | given
 
 
 def _values(node: Any, path: KeyPath, owner: str = "") -> Iterator[tuple[KeyPath, str]]:

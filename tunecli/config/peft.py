@@ -353,6 +353,12 @@ def without_head(methods: Mapping[str, PeftConfig]) -> dict[str, PeftConfig]:
     return {name: method for name, method in methods.items() if name != HEAD}
 
 
+def choosing(methods: Mapping[str, str]) -> list[str]:
+    """Words of a command line that choose these entries: name -> method."""
+    plain = ",".join(name for name, method in methods.items() if name == method)
+    return [f"peft=[{plain}]", *(f"+peft@peft.{name}={method}" for name, method in methods.items() if name != method)]
+
+
 PEFT_SCHEMAS: dict[str, type[PeftConfig]] = {
     "lora": LoraConfig,
     "adalora": AdaLoraConfig,

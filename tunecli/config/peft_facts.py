@@ -16,8 +16,8 @@ class Facts:
     """what is trained, and where"""
     count: str
     """number of trained parameters"""
-    merges: bool
-    """its change can become part of the base's weights"""
+    merges: bool | None
+    """its change can become part of the base's weights; None: it has no change beside them"""
     quantized: bool
     """works on 4- and 8-bit bases"""
     paper: str
@@ -28,7 +28,7 @@ class Facts:
 
 
 FACTS: dict[str, Facts] = {
-    "full": Facts("every weight", "all", False, False, "no paper: fine-tuning as such"),
+    "full": Facts("every weight", "all", None, False, "no paper: fine-tuning as such"),
     "lora": Facts(
         "B A beside each linear layer", "r (in + out) per layer", True, True, "Hu et al., 2021, arXiv:2106.09685"
     ),

@@ -29,3 +29,15 @@ def lock_run(run_dir: Path) -> TextIO:
     file.write(str(os.getpid()))
     file.flush()
     return file
+
+
+def is_locked(run_dir: Path) -> bool:
+    """Whether a process trains there."""
+    try:
+        with (run_dir / ".lock").open(encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False

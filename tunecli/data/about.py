@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from tunecli.config.data import DataConfig, Overlong, Side, training_sources, validation_source
+from tunecli.config.stage import PretrainConfig, StageConfig, Task
 from tunecli.data.mixture import Mixture, labels, shares
 
 WHY = {
@@ -16,13 +17,8 @@ WHY = {
 }
 """Why rows are left out -> what is said of them, and what can be done."""
 CUT = "raise data.max_length, or leave such rows out with data.overlong=drop, or split them with data.overlong=split"
+_BY_LENGTH = "they are longer than data.max_length"
 _BY_TEMPLATE = "the chat template renders earlier turns differently when later ones follow"
-SPLIT = {
-    Overlong.truncate: _BY_TEMPLATE,
-    Overlong.drop: _BY_TEMPLATE,
-    Overlong.split: "they are longer than data.max_length, or " + _BY_TEMPLATE,
-}
-"""Why rows became several examples."""
 
 
 def facts(data: DataConfig, train: Mixture | None, validation: Mixture | None) -> Iterator[str]:
@@ -56,12 +52,22 @@ def losses(data: DataConfig, examples: Mixture) -> Iterator[tuple[str, str]]:
         yield f"{summary['truncated']:,} of {len(examples):,} examples lost their {end}: {length}", CUT
 
 
-def splits(data: DataConfig, examples: Mixture) -> Iterator[str]:
+def splits(data: DataConfig, stage: StageConfig, examples: Mixture) -> Iterator[str]:
     """Said where rows became several examples."""
     summary = examples.summary
     if summary["split_rows"]:
         rows = f"{summary['split_rows']:,} of {summary['rows']:,} rows"
-        yield f"{rows} became several examples, because {SPLIT[data.overlong]}"
+        by_length = data.overlong is Overlong.split
+        by_template = not by_length or answers_in_turns(stage, examples)
+        reasons = ([_BY_LENGTH] if by_length else []) + ([_BY_TEMPLATE] if by_template else [])
+        yield f"{rows} became several examples, because {', or '.join(reasons)}"
+
+
+def answers_in_turns(stage: StageConfig, examples: Mixture) -> bool:
+    """Whether answers are told from questions in some of the examples. Pretraining learns both."""
+    if stage.reads is not Task.causal_lm or isinstance(stage, PretrainConfig):
+        return False
+    return any(format.name not in ("text", "prompt_completion") for format in examples.formats)
 
 
 def _amount(examples: Mixture, part: slice) -> str:

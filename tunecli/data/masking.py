@@ -53,13 +53,13 @@ class MaskedTokens:
         return Reading(torch.from_numpy(ids), torch.from_numpy(chosen), targets, torch.ones(len(chosen)))
 
 
-def mask_of(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id of the mask. Raises UserError if there is none."""
+def mask_of(tokenizer: PreTrainedTokenizerBase, otherwise: str = "") -> int:
+    """The id of the mask. Raises UserError if there is none. `otherwise`: words that train a model that has none."""
     if tokenizer.mask_token_id is None:
         raise UserError(
             "its tokenizer has no mask token, so it is no masked language model",
             where="model.path",
-            fix="an encoder such as BERT or RoBERTa, or the causal_lm setting of the stage",
+            fix=f"an encoder such as BERT or RoBERTa{otherwise and f'; or {otherwise}'}",
         )
     return tokenizer.mask_token_id
 

@@ -48,12 +48,12 @@ UNNEEDED = (
     *("experimental_skip_move_to_device", "tiled_mlp", "accelerator_config", "flex_attn_compile_kwargs"),
     *("streaming_multipack_buffer_size", "activation_offloading", "base_model_config", "gc_collect_steps"),
 )
-NOT_YET = "no counterpart yet: plain LoRA is trained"
+PLAIN_LORA = "no counterpart: plain LoRA is trained"
 NEW_TOKENS = "no counterpart: the tokenizer stays as it is"
 WITHOUT = {
-    "lora_model_dir": "no counterpart: merge it into the model and name that in model.path",
-    "lora_modules_to_save": "no counterpart yet: only the LoRA layers are trained",
-    **dict.fromkeys(("peft_", "peft", "lora_target_parameters", "lora_exclude_modules"), NOT_YET),
+    "lora_model_dir": "peft.NAME.init_from=FOLDER trains an adapter on",
+    "lora_modules_to_save": "peft=[lora,freeze] with peft.freeze.patterns=[...] trains other layers too",
+    **dict.fromkeys(("peft_", "peft", "lora_target_parameters", "lora_exclude_modules"), PLAIN_LORA),
     "loraplus_lr_embedding": "no counterpart: embeddings are not trained",
     "bnb_config_kwargs": "model.quantization (nf4, fp4, int8) and model.double_quantization are what can be set",
     **dict.fromkeys(("special_tokens", "tokens", "added_tokens_overrides", "tokenizer_config"), NEW_TOKENS),
@@ -75,10 +75,10 @@ WITHOUT = {
     "overrides_of_model_config": "no counterpart: the model's own configuration is used",
     "rope_scaling": "no counterpart: the model's own positions are used",
     "noisy_embedding_alpha": "no counterpart: embeddings are trained without noise",
-    "do_bench_eval": "no counterpart yet: evaluation is the loss on the validation rows",
-    "do_causal_lm_eval": "no counterpart yet: evaluation is the loss on the validation rows",
-    "eval_causal_lm_metrics": "no counterpart yet: evaluation is the loss on the validation rows",
-    "generate_samples": "no counterpart yet: `tune chat RUN_DIRECTORY` shows what the model says",
+    "do_bench_eval": "`tune eval RUN_DIRECTORY harness=TASK` runs lm-evaluation-harness",
+    "do_causal_lm_eval": "evaluation.rouge=100, evaluation.bleu=100 or evaluation.exact_match=100",
+    "eval_causal_lm_metrics": "evaluation.rouge=100, evaluation.bleu=100 or evaluation.exact_match=100",
+    "generate_samples": "'evaluation.prompts=[...]' shows the answers during training",
     "curriculum_sampling": "no counterpart: the order of the examples is shuffled by the seed",
     "min_sample_len": "no counterpart: short examples stay",
     "device_map": "model.device_map=auto spreads one model over several GPUs",

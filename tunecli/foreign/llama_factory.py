@@ -44,8 +44,8 @@ UNNEEDED = (
 NO_OPTIMIZER = "no counterpart: adamw is used, which may want another learning rate"
 NEW_TOKENS = "no counterpart: the tokenizer stays as it is"
 WITHOUT = {
-    "adapter_name_or_path": "no counterpart: merge it into the model and name that in model.path",
-    "additional_target": "no counterpart yet: only the LoRA layers are trained",
+    "adapter_name_or_path": "peft.NAME.init_from=FOLDER trains an adapter on",
+    "additional_target": "peft=[lora,freeze] with peft.freeze.patterns=[...] trains other layers too",
     "pissa_convert": "PiSSA is always saved as a plain LoRA on the untouched base",
     "loraplus_lr_embedding": "no counterpart: embeddings are not trained",
     **dict.fromkeys(("use_galore", "use_apollo", "use_badam", "use_adam_mini", "use_muon"), NO_OPTIMIZER),
@@ -58,10 +58,10 @@ WITHOUT = {
     "pure_bf16": "trained parameters and optimizer states are kept in fp32 here, which takes more memory",
     "tool_format": "the chat template of the model decides how tool calls are written",
     "disable_shuffling": "no counterpart: the order of the examples is shuffled by the seed",
-    "predict_with_generate": "no counterpart yet: evaluation is the loss on the validation rows",
-    "compute_accuracy": "no counterpart yet: evaluation is the loss on the validation rows",
-    "do_predict": "no counterpart yet: `tune chat RUN_DIRECTORY` shows what the model says",
-    "eval_on_each_dataset": "no counterpart yet: one validation loss",
+    "predict_with_generate": "evaluation.rouge=100, evaluation.bleu=100 or evaluation.exact_match=100",
+    "compute_accuracy": "evaluation.exact_match=100 counts answers that are right",
+    "do_predict": "`tune predict RUN_DIRECTORY FILE` writes what the model says of each row",
+    "eval_on_each_dataset": "the validation loss of each source is measured where data.validation is a share",
     "preserve_thinking": "data.thinking says whether <think> blocks stay",
     **dict.fromkeys(
         ("image_", "video_", "audio_", "freeze_vision_tower", "freeze_multi_modal_projector"), "text only"

@@ -35,25 +35,25 @@ UNNEEDED = (
     *("logging_first_step", "low_cpu_mem_usage", "per_device_eval_batch_size", "remove_unused_columns"),
     *("save_only_model", "save_safetensors", "tf32", "torch_empty_cache_steps"),
 )
-NO_TRACKER = "metrics are written to metrics.jsonl of the run; there is no tracker yet"
+TRACKERS = "train.trackers=[tensorboard], wandb, mlflow or trackio; metrics.jsonl of the run has all metrics"
 WITHOUT = {
     "deepspeed": "no counterpart yet: one process per GPU, each with the whole model (launch=ddp)",
     "fsdp": "no counterpart yet: one process per GPU, each with the whole model (launch=ddp)",
     "resume_from_checkpoint": "`tune resume RUN_DIRECTORY` goes on with a run",
     "neftune_noise_alpha": "no counterpart: embeddings are trained without noise",
     "label_smoothing_factor": "no counterpart: plain cross-entropy",
-    "load_best_model_at_end": "no counterpart: the last weights are the result",
-    "metric_for_best_model": "no counterpart: the last weights are the result",
-    "early_stopping": "no counterpart: training ends after its steps",
+    "load_best_model_at_end": "train.keep_best=true",
+    "metric_for_best_model": "train.best_metric",
+    "early_stopping": "train.early_stopping=3 ends after three evaluations without a better one",
     "torch_compile": "no counterpart",
     "group_by_length": "not needed for speed, as batches are not padded; the order of the examples differs",
     "optim_args": "no counterpart",
     "lr_scheduler_kwargs": "no counterpart",
-    "hub_": "no counterpart yet: upload the run's result yourself",
-    "push_to_hub": "no counterpart yet: upload the run's result yourself",
-    **dict.fromkeys(("report_to", "run_name", "use_wandb", "wandb_", "use_mlflow", "mlflow_"), NO_TRACKER),
-    **dict.fromkeys(("use_tensorboard", "use_comet", "comet_", "use_trackio", "trackio_"), NO_TRACKER),
-    **dict.fromkeys(("use_swanlab", "swanlab_", "use_otel_metrics", "otel_metrics_"), NO_TRACKER),
+    "hub_": "`tune push RUN_DIRECTORY OWNER/NAME` uploads the result",
+    "push_to_hub": "`tune push RUN_DIRECTORY OWNER/NAME` uploads the result",
+    **dict.fromkeys(("report_to", "run_name", "use_wandb", "wandb_", "use_mlflow", "mlflow_"), TRACKERS),
+    **dict.fromkeys(("use_tensorboard", "use_comet", "comet_", "use_trackio", "trackio_"), TRACKERS),
+    **dict.fromkeys(("use_swanlab", "swanlab_", "use_otel_metrics", "otel_metrics_"), TRACKERS),
 }
 """Key, or how a family of keys begins -> what to do instead."""
 

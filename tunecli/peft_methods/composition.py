@@ -22,8 +22,9 @@ from tunecli.config.peft import LoraConfig, PeftConfig
 from tunecli.engine.batch import Batch
 from tunecli.engine.step_hook import StepHook
 from tunecli.peft_methods import METHODS, STEP_HOOKS, WITH_VIRTUAL_TOKENS, lora, lora_start
+from tunecli.peft_methods.freeze import check_apart
 from tunecli.peft_methods.injection import activate, adapter_name, add
-from tunecli.peft_methods.saving import load_adapter
+from tunecli.peft_methods.saving import load_adapter, saved_config
 from tunecli.peft_methods.token_ids import token_ids
 
 
@@ -59,6 +60,8 @@ def inject(
     ids = token_ids(methods, tokenizer)
     new = {name: method for name, method in methods.items() if name not in starts}
     configs = _peft_configs(new, model, tokenizer, ids)
+    partial = [name for name, method in methods.items() if method.method == "freeze" and not method.freeze]
+    check_apart({name: configs[name] if name in configs else saved_config(starts[name]) for name in partial})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for name, method in methods.items():

@@ -9,12 +9,14 @@ copies, their gradients and the optimizer's state beside that of the whole base.
 - A copy stands innermost: other methods on the same module take it for the base, in whatever order they are named.
 - Where the base is bf16 a module with a copy computes in fp32, or as autocast has it, and answers in bf16.
 - Of two such adapters that are on and choose the same tensor the later one's copy counts, which starts as the other.
+  Two that are both trained are refused: the earlier copy would never learn.
 """
 
 from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -121,6 +123,21 @@ def _with(module: nn.Module, copies: dict[str, nn.Parameter]) -> nn.Module:
 def _like(parameter: Tensor | None, copies: dict[str, nn.Parameter]) -> Tensor | None:
     """What is not trained, in the copies' precision: products of two are refused."""
     return None if parameter is None else parameter.to(next(iter(copies.values())).dtype)
+
+
+def check_apart(trained: Mapping[str, FreezePeftConfig]) -> None:
+    """Raises UserError where two of the entries train the same tensor."""
+    owner: dict[str, str] = {}
+    for name, config in trained.items():
+        chosen = [*config.parameters, *config.tied]
+        if shared := [parameter for parameter in chosen if parameter in owner]:
+            more = f" and {len(shared) - 1} more" if len(shared) > 1 else ""
+            raise UserError(
+                f"chooses {shared[0]}{more}, and so does peft.{owner[shared[0]]}: one copy would never learn",
+                where=f"peft.{name}",
+                fix="let one entry choose each tensor; the head of a classifier or tagger is the entry head's",
+            )
+        owner |= dict.fromkeys(chosen, name)
 
 
 class FreezeModel(TunerModel):

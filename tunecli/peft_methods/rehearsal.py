@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from tunecli.config.errors import ConfigError, Problem, UserError
+from tunecli.config.peft import HEAD, without_head
 from tunecli.config.run import RunConfig
 from tunecli.config.stage import ProblemType
 from tunecli.config.virtual import virtual_ids
@@ -33,6 +34,8 @@ def misfits(config: RunConfig, starts: Mapping[str, Path]) -> list[Problem]:
     shape = config_on_disk(config.model)
     if shape is None:
         return []
+    # A head that starts from another has as many labels as that one, and how many there are here only the rows tell.
+    methods = without_head(config.peft) if HEAD in starts else config.peft
     try:
         check_kind(config.model, config.stage.task)
         tokenizer = load_tokenizer(config.model) if virtual_ids(config.peft) else None
@@ -42,7 +45,7 @@ def misfits(config: RunConfig, starts: Mapping[str, Path]) -> list[Problem]:
             return []
         with torch.device("meta"), warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*copying from a non-meta parameter")
-            inject(lm, config.peft, seed=config.seed, tokenizer=tokenizer, starts=starts)
+            inject(lm, methods, seed=config.seed, tokenizer=tokenizer, starts=starts)
     except ConfigError as error:
         return error.problems
     except UserError as error:

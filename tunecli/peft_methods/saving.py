@@ -127,6 +127,8 @@ def load_adapter(
     state = {}
     for key, value in saved.items():
         plain = key.replace(WRAPPED, "")
+        if plain in here and here[plain][1].shape != value.shape:
+            raise _other_shape(folder, plain, value, here[plain][1])
         state[here[plain][0] if plain in here else key] = value
     if missing := here.keys() - {key.replace(WRAPPED, "") for key in saved}:
         raise UserError(
@@ -135,3 +137,11 @@ def load_adapter(
             fix="check that it was trained on this base model",
         )
     set_peft_model_state_dict(model, state, adapter_name=adapter)
+
+
+def _other_shape(folder: Path, key: str, there: torch.Tensor, here: torch.Tensor) -> UserError:
+    return UserError(
+        f"{key} is {[*there.shape]} in the checkpoint, and {[*here.shape]} in this model",
+        where=str(folder),
+        fix="check that it was trained on this base model, and a head for as many labels",
+    )

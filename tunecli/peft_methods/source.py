@@ -8,10 +8,10 @@ from pathlib import Path
 
 from transformers.utils import cached_file
 
+from tunecli.config.begun import no_result
 from tunecli.config.compose import load_config
 from tunecli.config.errors import UserError
 from tunecli.config.model import ModelConfig
-from tunecli.config.paths import display
 from tunecli.config.peft import HEAD
 from tunecli.config.run import RunConfig
 from tunecli.engine.hub_name import refuse_missing
@@ -107,24 +107,27 @@ def _run_dir(folder: Path) -> Path | None:
 
 
 def _adapters(folder: Path) -> list[Path]:
-    """The peft folders that `folder` is or holds, in the order in which they were put into the model."""
+    """The peft folder that `folder` is, with the head that was trained beside it; or those that it holds, in the
+    order in which they were put into the model."""
     if (folder / ADAPTER).is_file():
-        return [folder]
-    if (folder / COMPOSITION).is_file():
-        return [folder / name for name in json.loads((folder / COMPOSITION).read_text(encoding="utf-8"))["order"]]
+        with_head = folder.name != HEAD and HEAD in _order(folder.parent)
+        return [folder, folder.parent / HEAD] if with_head else [folder]
+    if order := _order(folder):
+        return [folder / name for name in order]
     return sorted(file.parent for file in folder.glob(f"*/{ADAPTER}"))
+
+
+def _order(folder: Path) -> list[str]:
+    """Of the adapters of a run, in a folder that holds them all."""
+    file = folder / COMPOSITION
+    return json.loads(file.read_text(encoding="utf-8"))["order"] if file.is_file() else []
 
 
 def _of_run(path: str, folder: Path, run_dir: Path) -> Source:
     config = load_config(run_dir / "config.yaml")
     result = run_dir / ("adapter" if config.peft else "model")
     if not result.is_dir():
-        where = display(run_dir)
-        raise UserError(
-            "has no result yet",
-            where=where,
-            fix=f"tune logs {where} says how far it is; if it was stopped: tune resume {where}",
-        )
+        raise no_result(run_dir, config)
     if not config.peft:
         return Source(path, ModelConfig(path=str(result)), tokenizer=result, run=config, run_dir=run_dir)
     names = [folder.name] if (folder / ADAPTER).is_file() else list(config.peft)

@@ -17,8 +17,9 @@ from typing import Any
 
 from tunecli.config.errors import ConfigError, Problem, UserError
 from tunecli.config.model import ModelConfig
+from tunecli.config.origins import stated
 from tunecli.config.paths import display
-from tunecli.config.peft import LoraConfig, PeftConfig
+from tunecli.config.peft import HEAD, PEFT_SCHEMAS, LoraConfig, PeftConfig, choosing
 from tunecli.config.run import RunConfig, to_yaml
 from tunecli.engine.checkpoint import write_atomically
 from tunecli.models.builtin import PREFIX
@@ -48,7 +49,7 @@ class Start:
     folder: Path
     """peft folder"""
     entry: PeftConfig
-    """with the structure of what is in the folder"""
+    """with the structure of what is in the folder, and its path where a folder on this machine was named"""
 
 
 def put_starts_in_place(config: RunConfig, run_dir: Path) -> RunConfig:
@@ -63,7 +64,7 @@ def put_starts_in_place(config: RunConfig, run_dir: Path) -> RunConfig:
     missing = [name for name, place in start_folders(config, run_dir).items() if not place.is_dir()]
     if not missing:
         return config
-    starts = find_starts(config, missing)
+    starts = find_starts(config, missing, _stated(run_dir))
     config = replace(config, peft=config.peft | {name: start.entry for name, start in starts.items()})
     write_atomically(run_dir / "config.yaml", to_yaml(config))
     for name, start in starts.items():
@@ -76,8 +77,22 @@ def start_folders(config: RunConfig, run_dir: Path) -> dict[str, Path]:
     return {name: run_dir / FOLDER / name for name, entry in config.peft.items() if entry.init_from is not None}
 
 
-def find_starts(config: RunConfig, names: list[str] | None = None) -> dict[str, Start]:
+def head_left_behind(entries: Mapping[str, PeftConfig]) -> str | None:
+    """The head's folder beside what an entry starts from, where it is there and this run trains a new one."""
+    if HEAD not in entries or entries[HEAD].init_from is not None:
+        return None
+    starts = (Path(entry.init_from).expanduser() for entry in entries.values() if entry.init_from is not None)
+    return next((display(start.parent / HEAD) for start in starts if (start.parent / HEAD / ADAPTER).is_file()), None)
+
+
+def find_starts(
+    config: RunConfig, names: list[str] | None = None, given: Mapping[str, str] | None = None
+) -> dict[str, Start]:
     """What the entries `names` (None: all that have one) start from.
+
+    Args:
+        given: key -> what stated its value (`config.origins.stated`). None: not known, so that a value which is the
+            method's default counts as not stated.
 
     Raises:
         ConfigError: all that is wrong with them at once.
@@ -88,7 +103,7 @@ def find_starts(config: RunConfig, names: list[str] | None = None) -> dict[str, 
         if entry.init_from is None or (names is not None and name not in names):
             continue
         try:
-            found[name] = _find_start(name, entry, config.model)
+            found[name] = _find_start(name, config, given)
         except ConfigError as error:
             problems += error.problems
         except UserError as error:
@@ -98,8 +113,13 @@ def find_starts(config: RunConfig, names: list[str] | None = None) -> dict[str, 
     return found
 
 
-def _find_start(name: str, entry: PeftConfig, model: ModelConfig) -> Start:
-    key = f"peft.{name}.init_from"
+def _stated(run_dir: Path) -> dict[str, str] | None:
+    file = run_dir / "origins.json"
+    return stated(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+
+
+def _find_start(name: str, config: RunConfig, given: Mapping[str, str] | None) -> Start:
+    key, entry = f"peft.{name}.init_from", config.peft[name]
     assert entry.init_from is not None
     try:
         source = find_source(entry.init_from)
@@ -115,10 +135,13 @@ def _find_start(name: str, entry: PeftConfig, model: ModelConfig) -> Start:
         raise UserError(
             f"{entry.init_from} is a whole model, no adapter", where=key, fix=f"model.path={entry.init_from}"
         )
-    _check_base(key, source, model)
-    folder = _choose(name, source)
+    _check_base(key, source, config.model)
+    folder = _choose(name, source, config.peft)
     _check_folder(key, folder)
-    return Start(folder, _followed(name, entry, folder, source))
+    _check_method(name, config.peft, folder, source)
+    followed = _followed(name, entry, folder, source, given)
+    named = str(folder) if Path(source.path).expanduser().exists() else source.path
+    return Start(folder, replace(followed, init_from=named))
 
 
 def _check_base(key: str, source: Source, model: ModelConfig) -> None:
@@ -141,19 +164,51 @@ def _check_base(key: str, source: Source, model: ModelConfig) -> None:
         )
 
 
-def _choose(name: str, source: Source) -> Path:
-    """The adapter of the entry's own name, or the only one."""
+def _choose(name: str, source: Source, entries: Mapping[str, PeftConfig]) -> Path:
+    """The folder that was named; of a run or a folder of folders, the only one or that of the entry's own name."""
     folders = {folder.name: folder for folder in source.adapters}
-    if len(source.adapters) == 1:
+    others = [each for each in folders if each != name and each != HEAD]
+    if (Path(source.path).expanduser() / ADAPTER).is_file() or len(folders) == 1:
         return source.adapters[0]
-    if name not in folders:
-        first = next(iter(folders.values()))
-        raise UserError(
-            f"{source.path} holds several adapters, and none is called {name}: {', '.join(folders)}",
-            where=f"peft.{name}.init_from",
-            fix=f"name one of them: peft.{name}.init_from={display(first)}",
-        )
-    return folders[name]
+    if name in folders:
+        _check_that_none_is_lost(name, source, folders, entries)
+        return folders[name]
+    if len(others) == 1:
+        return folders[others[0]]
+    alike = [each for each in others if _method_of(folders[each], source) == entries[name].method]
+    raise UserError(
+        f"{source.path} holds several adapters, and none is called {name}: {', '.join(folders)}",
+        where=f"peft.{name}.init_from",
+        fix=f"name one of them: peft.{name}.init_from={display(folders[[*alike, *others][0]])}, say",
+    )
+
+
+def _check_that_none_is_lost(
+    name: str, source: Source, folders: Mapping[str, Path], entries: Mapping[str, PeftConfig]
+) -> None:
+    """Raises UserError where others were trained together with it, and no entry takes them: they are on in what the
+    path names, and would not be here. A head may be left: it is for labels that may be others."""
+    starts = {each: Path(entry.init_from).expanduser() for each, entry in entries.items() if entry.init_from}
+    places = {start.resolve() for start in starts.values()}
+    taken = {each for each in starts if entries[each].init_from == source.path} | {HEAD}
+    taken |= {each for each, folder in folders.items() if folder.resolve() in places}
+    if source.one_for_each_row or not (lost := [each for each in folders if each not in taken]):
+        return
+    raise UserError(
+        f"{source.path} trained {', '.join(folders)} together, and {', '.join(lost)} would be left out",
+        where=f"peft.{name}.init_from",
+        fix=f"peft.{name}.init_from={display(folders[name])} takes this one alone; {_taking(lost, source, entries)}",
+    )
+
+
+def _taking(lost: list[str], source: Source, entries: Mapping[str, PeftConfig]) -> str:
+    """How entries take what would be lost too."""
+    known = {} if source.run is None else source.run.peft
+    if not all(each in known for each in lost):
+        return f"or an entry of peft for each of them, with init_from={source.path}"
+    methods = {each: entry.method for each, entry in entries.items()} | {each: known[each].method for each in lost}
+    starts = [f"peft.{each}.init_from={source.path}" for each in lost]
+    return f"to take them too: {' '.join([*choosing(methods), *starts])}"
 
 
 def _check_folder(key: str, folder: Path) -> None:
@@ -169,30 +224,59 @@ def _check_folder(key: str, folder: Path) -> None:
         )
 
 
-def _followed(name: str, entry: PeftConfig, folder: Path, source: Source) -> PeftConfig:
+def _check_method(name: str, entries: Mapping[str, PeftConfig], folder: Path, source: Source) -> None:
+    """Raises UserError when the checkpoint is of another method than the entry."""
+    entry, saved = entries[name], _method_of(folder, source)
+    if saved in (entry.method, PEFT_TYPES.get(entry.method, "")) or (saved, entry.method) in AS_WELL:
+        return
+    if saved not in PEFT_SCHEMAS:
+        fix = f"the folder of an adapter that {entry.method} trained"
+    elif name != entry.method or saved in entries:
+        fix = f"+peft@peft.{name}={saved} where {entry.method} is chosen for it, or an adapter of {entry.method}"
+    else:
+        methods = {
+            saved if each == name else each: saved if each == name else entries[each].method for each in entries
+        }
+        start = f"peft.{saved}.init_from={entry.init_from}"
+        fix = f"{' '.join([*choosing(methods), start])} trains it on; or init_from an adapter of {entry.method}"
+    raise UserError(
+        f"is {folder}, an adapter of the method {saved}, and this entry is {entry.method}",
+        where=f"peft.{name}.init_from",
+        fix=fix,
+    )
+
+
+def _method_of(folder: Path, source: Source) -> str:
+    """Our name of it where we trained it, else peft's."""
+    if source.run is not None and folder.name in source.run.peft:
+        return source.run.peft[folder.name].method
+    peft_type: str = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))["peft_type"]
+    return peft_type if peft_type in PEFT_TYPES.values() else peft_type.lower()
+
+
+def _followed(
+    name: str, entry: PeftConfig, folder: Path, source: Source, given: Mapping[str, str] | None
+) -> PeftConfig:
     """`entry` with the structure of the checkpoint.
 
     Raises:
-        ConfigError: the entry states something else. A value that is the method's default counts as not stated.
+        ConfigError: the entry states something else.
     """
     if source.run is not None and not _saved_in_another_form(source.run.peft[folder.name]):
         saved = source.run.peft[folder.name]
-        method, there = saved.method, {field.name: getattr(saved, field.name) for field in fields(saved)}
+        there: Mapping[str, Any] = {field.name: getattr(saved, field.name) for field in fields(saved)}
     else:
         there = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
-        same = there["peft_type"] == PEFT_TYPES.get(entry.method, entry.method.upper())
-        method = entry.method if same else there["peft_type"].lower()
-    if method != entry.method and (method, entry.method) not in AS_WELL:
-        raise UserError(
-            f"is of the method {entry.method}, but {folder} is of {method}",
-            where=f"peft.{name}",
-            fix=f"+peft@peft.{name}={method}, in place of {entry.method}",
-        )
     own = [field for field in fields(entry) if field.name not in NOT_STRUCTURE]
-    problems = [problem for field in own if (problem := _differs(name, entry, field, there, source))]
+    stated_here = [field for field in own if _is_stated(f"peft.{name}.{field.name}", entry, field, given)]
+    problems = [problem for field in stated_here if (problem := _differs(name, entry, field, there, source, given))]
     if problems:
         raise ConfigError(problems)
     return replace(entry, **{field.name: _typed(field, there, entry) for field in own})
+
+
+def _is_stated(key: str, entry: PeftConfig, field: Field[Any], given: Mapping[str, str] | None) -> bool:
+    return getattr(entry, field.name) != _default(field) if given is None else key in given
 
 
 def _saved_in_another_form(entry: PeftConfig) -> bool:
@@ -201,19 +285,25 @@ def _saved_in_another_form(entry: PeftConfig) -> bool:
 
 
 def _differs(
-    name: str, entry: PeftConfig, field: Field[Any], there: Mapping[str, Any], source: Source
+    name: str,
+    entry: PeftConfig,
+    field: Field[Any],
+    there: Mapping[str, Any],
+    source: Source,
+    given: Mapping[str, str] | None,
 ) -> Problem | None:
-    stated = getattr(entry, field.name)
-    if stated == _default(field):
-        return None
-    key = f"peft.{name}.{field.name}"
+    """Of a field that is stated."""
+    asked, key = getattr(entry, field.name), f"peft.{name}.{field.name}"
+    where = f" ({given[key]})" if given else ""
     if field.name not in there:
-        what = f"is {_shown(stated)}, but {source.path} decides it and does not say"
+        if asked == _default(field):
+            return None
+        what = f"is {_shown(asked)}{where}, but {source.path} decides it and does not say"
         return Problem(key, what, f"{key}={_shown(_default(field))}, which leaves it to init_from")
     saved = _typed(field, there, entry)
-    if saved == stated or (isinstance(stated, list) and _same_names(stated, saved)):
+    if saved == asked or (isinstance(asked, list) and _same_names(asked, saved)):
         return None
-    what = f"is {_shown(stated)}, but {source.path} was trained with {_shown(saved)}"
+    what = f"is {_shown(asked)}{where}, but {source.path} was trained with {_shown(saved)}"
     return Problem(key, what, f"{key}={_shown(saved)}, as init_from decides it")
 
 

@@ -134,10 +134,16 @@ def _method(name: str, method: PeftConfig) -> str:
         if field.name not in STARTING and not _goes_without_saying(field, getattr(method, field.name))
     }
     if method.init_from is not None:
-        values |= {"init_from": public(method.init_from), "freeze": method.freeze}
+        values |= {"init_from": _start(method.init_from), "freeze": method.freeze}
     shown = ", ".join(f"{key} {_setting(value)}" for key, value in values.items())
     label = method.method if name == method.method else f"{code(name)} ({method.method})"
     return f"{label}: {shown}" if shown else label
+
+
+def _start(path: str) -> str:
+    """As `public`; of an adapter in a run directory, with that directory's name."""
+    home = Path(path).parent
+    return "/".join(Path(path).parts[-3:]) if home.name == "adapter" else public(path)
 
 
 def _goes_without_saying(field: Field[Any], value: Any) -> bool:

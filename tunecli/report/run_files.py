@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import re
@@ -16,6 +15,7 @@ from typing import Any
 import yaml
 
 from tunecli.config.errors import UserError
+from tunecli.config.run_lock import is_locked
 
 LEFT_OUT = 5
 """Rows that are shown for each reason to leave them out."""
@@ -124,21 +124,9 @@ def _state(path: Path, *, trained: bool) -> str:
     state = _json(path / "status.json").get("state")
     if state not in (None, "running"):
         return str(state)
-    if _is_locked(path):
+    if is_locked(path):
         return "running"
     return "killed" if trained or state else "not started"
-
-
-def _is_locked(path: Path) -> bool:
-    """Whether a process trains there (`config/run_lock.py`)."""
-    try:
-        with (path / ".lock").open(encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False
 
 
 def _num_steps(log: list[str]) -> int | None:
