@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunecli.config.counted import counted
 from tunecli.config.train import falls
 from tunecli.report.numbers import difference, shown, unit_of
 
@@ -84,7 +85,7 @@ def as_lines(found: Sequence[Retained]) -> Iterator[str]:
     for each in found:
         change, unit = each.first, each.first.unit
         interval = f"[{difference(change.low, unit)}, {difference(change.high, unit)}]"
-        yield f"  {each.data}, {each.examples:,} examples: {change.metric.replace('_', ' ')}"
+        yield f"  {each.data}, {counted(each.examples, 'example')}: {change.metric.replace('_', ' ')}"
         yield (
             f"    {shown(change.base, unit)} to {shown(change.tuned, unit)}: "
             f"{difference(change.difference, unit)} {interval}, {change.verdict}"
