@@ -139,7 +139,7 @@ def _schedule(config: RunConfig) -> Iterator[Problem]:
     if train.max_steps is not None and 0 < train.max_steps <= train.warmup_steps:
         yield Problem(
             "train.warmup_steps",
-            f"{counted(int(train.warmup_steps), 'step')} of warm-up: nothing is left of train.max_steps={train.max_steps}",
+            f"{counted(int(train.warmup_steps), 'step')} of warm-up, train.max_steps={train.max_steps}: none left",
             f"train.warmup_steps={train.max_steps // 10}",
         )
 
