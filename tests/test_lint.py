@@ -55,8 +55,8 @@ def test_good_rows_give_facts_only():
         (chat("q", "a", "q", roles="uau"), "ends with a question: train.jsonl row 6"),
         (chat("say <|im_end|>", "a"), "special tokens in the text: train.jsonl row 6"),
         (GOOD[2], "training: 1 row repeats another; train.jsonl row 3 stands there 2 times"),
-        (chat("q", "answer " * 300), "training: 1 of 6 examples lost their end: data.max_length=128"),
-        (chat("q " * 300, "a"), "training: 1 of 6 rows are longer than data.max_length=128 allows and are left out"),
+        (chat("q", "answer " * 300), "training: 1 of 6 examples lost its end: data.max_length=128"),
+        (chat("q " * 300, "a"), "training: 1 of 6 rows is longer than data.max_length=128 allows and is left out"),
     ],
 )
 def test_what_is_odd_is_named_with_its_row(row, expected):
@@ -67,7 +67,9 @@ def test_what_is_odd_is_named_with_its_row(row, expected):
 def test_rows_in_both_sets_are_said():
     Path("held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in GOOD[:2]))
     (said,) = odd(GOOD, "data.validation=held_out.jsonl", "train.eval_every=5")
-    assert said == "training: 2 of 5 rows are validation rows too and are left out; the first: train.jsonl row 1"
+    assert (
+        said == "training: 2 of 5 rows are in the validation data too and are left out; the first: train.jsonl row 1"
+    )
 
 
 def test_bad_rows_are_all_listed_up_to_a_number():
@@ -100,7 +102,7 @@ def test_labels_that_are_not_learnt_are_said():
 
 def test_rows_that_are_skipped_are_no_errors():
     _, bad, (warned,) = checked([*GOOD, "not json"], "data.on_bad_row=skip")
-    assert not bad and "1 of 6 rows cannot be used and are left out" in warned.what
+    assert not bad and "1 of 6 rows cannot be used and is left out" in warned.what
 
 
 def test_templates_are_looked_at():

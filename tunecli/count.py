@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig, PretrainedConfig
 
 from tunecli.config.compose import compose_run
+from tunecli.config.counted import counted
 from tunecli.config.data_files import is_local
 from tunecli.config.errors import ConfigError, Problem, UserError
 from tunecli.config.model import ModelConfig, Quantization
@@ -49,7 +50,7 @@ def counts(recipe: str, overrides: list[str]) -> list[dict[str, Any]]:
 def head_note(recipe: str, overrides: list[str]) -> str:
     """What the counts say of a head; empty: the stage has none."""
     head = expected_head(compose_run(recipe, overrides).config, LABELS)
-    return "" if head is None else f"a head for {len(head.labels)} labels is trained with each"
+    return "" if head is None else f"a head for {counted(len(head.labels), 'label')} is trained with each"
 
 
 def _shape(model: ModelConfig) -> PretrainedConfig:

@@ -26,6 +26,7 @@ from tunecli.config.begun import NEW, discard
 from tunecli.config.change import override_config
 from tunecli.config.checks import find_problems
 from tunecli.config.compose import compose_run, load_config
+from tunecli.config.counted import counted
 from tunecli.config.data_files import exists, is_glob
 from tunecli.config.errors import ConfigError, Problem, UserError
 from tunecli.config.launch import Strategy
@@ -114,7 +115,7 @@ def resume(run_dir: Path, overrides: list[str], detach: bool = False) -> int:
     done = _newest_step(run_dir)
     if config.train.max_steps is not None and done > config.train.max_steps:
         raise UserError(
-            f"the run has taken {done} steps already, more than train.max_steps={config.train.max_steps}",
+            f"the run has taken {counted(done, 'step')} already, more than train.max_steps={config.train.max_steps}",
             fix="a number above that trains further; to train less, start a new run",
         )
     if problems := [*find_problems(config), *machine_problems(config)]:

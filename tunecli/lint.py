@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from tunecli import retain
 from tunecli.assembly.data import Data, encoding_of, prepare_data
+from tunecli.config.counted import counted
 from tunecli.config.data import OnBadRow, first_rows, validation_share
 from tunecli.config.errors import ConfigError, Problem, UserError
 from tunecli.config.run import RunConfig, with_head
@@ -114,7 +115,7 @@ def _bad_rows(examples: Mixture) -> Iterator[Problem]:
     for entry in bad[:LISTED]:
         yield Problem(f"{entry['source']} row {entry['row']}", entry["what"], entry["fix"])
     if len(bad) > LISTED:
-        where = f"{len(bad) - LISTED:,} more rows"
+        where = f"{counted(len(bad) - LISTED, 'more row')}"
         yield Problem(where, "cannot be used either", "data.on_bad_row=skip leaves all of them out and lists them")
 
 

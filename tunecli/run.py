@@ -17,6 +17,7 @@ from torch import nn
 from tunecli.assembly.data import Data, build_feed, prepare_data
 from tunecli.assembly.model import build_policy, head_factors, pull_hooks
 from tunecli.assembly.stage import build_setting, build_stage, first_batches
+from tunecli.config.counted import counted
 from tunecli.config.data import validation_share
 from tunecli.config.errors import ConfigError, UserError
 from tunecli.config.launch import Strategy
@@ -213,9 +214,9 @@ def _announce(
     total = num_parameters(policy)
     train = config.train
     number = config.launch.num_processes
-    processes = "1 process" if number == 1 else f"{number} processes"
+    processes = counted(number or 1, "process", "processes")
     tokens = micro_batch_tokens(config)
-    cut = f"{train.micro_batch_size} examples" if tokens is None else f"up to {tokens} tokens"
+    cut = counted(train.micro_batch_size or 1, "example") if tokens is None else f"up to {tokens} tokens"
     full = "" if config.peft else ": full fine-tuning"
     display.note(f"trains {trained:,} of {total:,} parameters ({trained / total:.2%}), {precision}{full}")
     for name, entry in config.peft.items():
@@ -241,7 +242,7 @@ def _announce(
         )
         return
     display.note(
-        f"{num_steps} steps of {train.global_batch_size} examples over {processes}, "
+        f"{counted(num_steps, 'step')} of {counted(train.global_batch_size, 'example')} over {processes}, "
         f"micro-batches of {cut}, {'padding-free' if policy.packed else 'padded'}"
     )
     if checkpoint:

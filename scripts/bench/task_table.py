@@ -59,7 +59,8 @@ def measure(row: TaskRow, seed: int, folder: Path) -> Record:
         call(["-m", "tunecli", "merge", str(run_dir), "--interpolate", str(row.interpolation), "--out", str(result)])
     for number, asked in enumerate(row.asked):
         out = folder / f"asked_{number}"
-        call(["-m", "tunecli", "eval", str(result), *shlex.split(with_files(asked)), "--no-gap", "--out", str(out)])
+        words = [str(result), *shlex.split(with_files(asked)), "--no-gap", "--out", str(out), "--force"]
+        call(["-m", "tunecli", "eval", *words])
         found = json.loads((out / "result.json").read_text())
         name = re.sub("_validation$", "", found["data"]["name"])
         record |= {f"{metric} {name}": each["value"] for metric, each in found["metrics"].items()}

@@ -1,4 +1,4 @@
-"""Names of models and runs that lead nowhere are refused at once: no libraries, no patience with a network."""
+"""What leads nowhere, or would replace what is there, is refused at once: no libraries, no patience with the Hub."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from tunecli.cli import main
 from tunecli.config.errors import UserError
 from tunecli.engine import hub_name
+from tunecli.scoring.files import written
 
 NOT_FOUND = SimpleNamespace(headers={}, request=None)
 
@@ -91,3 +92,26 @@ def test_what_the_hub_or_its_cache_has_is_left_to_loading(monkeypatch, tmp_path:
 def test_predict_says_what_is_missing(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", *words]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_results_are_replaced_only_if_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def refused(*words: str) -> str:
+        assert main([*words]) == 2
+        return capsys.readouterr().err
+
+    file = tmp_path / "result.json"
+    file.write_text("{}")
+    assert "is a folder" in refused("predict", "nope", "x.jsonl", "--out", str(tmp_path))
+    assert "exists already" in refused("predict", "nope", "x.jsonl", "--out", str(file))
+    assert "no folder nope" in refused("predict", "nope", "x.jsonl", "--out", str(file), "--force")
+    assert "holds results already: result.json" in refused("eval", "nope", "--out", str(tmp_path))
+    assert "is a file" in refused("eval", "nope", "--out", str(file))
+    assert "no folder nope" in refused("eval", "nope", "--out", str(tmp_path), "--force")
+    assert "no folder nope" in refused("eval", "nope", "--out", str(tmp_path / "new"))
+
+
+def test_a_file_that_cannot_be_finished_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), written(tmp_path / "o.jsonl") as file:
+        file.write("half")
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())

@@ -96,8 +96,8 @@ def test_what_is_cut_or_left_out_is_counted_and_said(family):
     assert found.truncated.tolist() == [False, False, True]
     assert [(entry["row"], entry["why"]) for entry in found.left_out] == [(4, "overlong")]
     assert [line for line, _ in about.losses(data, found)] == [
-        "1 of 4 rows are longer than data.max_length=100 allows and are left out; the first: train.jsonl row 4",
-        "1 of 3 examples lost their end: data.max_length=100",
+        "1 of 4 rows is longer than data.max_length=100 allows and is left out; the first: train.jsonl row 4",
+        "1 of 3 examples lost its end: data.max_length=100",
     ]
 
 

@@ -45,6 +45,13 @@ def test_local_data_are_no_datasets_and_paths_lose_their_folders(tmp_path: Path)
     assert data.datasets is None and data.base_model == "base"
 
 
+def test_a_run_is_named_with_its_recipe_and_the_code_is_for_the_cards_own_folder(tmp_path: Path) -> None:
+    text = card(tmp_path, "peft.lora.init_from=/home/me/outputs/sft/2026-01-05_10-00-00")
+    assert "init_from `sft/2026-01-05_10-00-00`" in text
+    assert 'path = "."' in text and "`tune predict . FILE`" in text and '"adapter/lora")' in text
+    assert str(tmp_path) not in text
+
+
 def test_the_sections_say_what_was_done(tmp_path: Path) -> None:
     text = card(tmp_path, "peft.lora.r=3", "seed=7")
     for wanted in ("## What it is", "## How it was made", "## Results", "## How to use", "## Limits"):

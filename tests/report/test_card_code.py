@@ -61,7 +61,8 @@ class Piece:
 def executed(run: Path, changed: Callable[[str], str] = str) -> list[Piece]:
     text = (run / NAME).read_text()
     assert "None" not in text and "Init." not in text
-    return [_executed(changed(code)) for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
+    with contextlib.chdir(run):
+        return [_executed(changed(code)) for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
 
 
 def _executed(code: str) -> Piece:
@@ -137,7 +138,8 @@ def test_of_adapters_of_which_one_is_on(method: str, column: str, smoke: RunConf
     run = run_of(tmp_path / "run", smoke, {"ann": method, "ben": method}, column)
     pieces = agreeing(run, 2 if method == "lora" else 1)
     assert pieces[0].names["path"].endswith("/adapter/ann") and '# or "/adapter/ben"' in pieces[0].code
-    other = _executed(pieces[0].code.replace("/adapter/ann", "/adapter/ben"))
+    with contextlib.chdir(run):
+        other = _executed(pieces[0].code.replace("/adapter/ann", "/adapter/ben"))
     assert other.said != pieces[0].said
 
 

@@ -168,7 +168,7 @@ def test_local_tasks_of_every_kind(runs, name: str, tasks: Path, tmp_path: Path)
     assert 0 <= found["own_choice", "acc"]["value"] <= 1 and "exact_match" in {metric for _, metric in found}
     assert {sample["task"] for sample in samples} == set(names.split(","))
     assert "evaluation harness" in (out / files.PAGE).read_text()
-    assert main([*command, "train.micro_batch_size=1", "--json"]) == 0
+    assert main([*command, "train.micro_batch_size=1", "--json", "--force"]) == 0
     again, _ = files.read(out)
     assert [each["value"] for each in again["metrics"]] == pytest.approx(
         [each["value"] for each in result["metrics"]], rel=1e-4

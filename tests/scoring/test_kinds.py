@@ -190,13 +190,13 @@ def test_predictions_are_those_of_an_evaluation(runs, scores, tmp_path: Path) ->
         rows = [{column: smoke_rows(builtin)[record["row"] - 1][column]} for record in known]
         (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         out = tmp_path / "out.jsonl"
-        assert main(["predict", str(runs[name]), str(tmp_path / "in.jsonl"), "--out", str(out)]) == 0
+        assert main(["predict", str(runs[name]), str(tmp_path / "in.jsonl"), "--out", str(out), "--force"]) == 0
         said = [json.loads(line) for line in out.read_text().splitlines()]
         assert [each["predicted"] for each in said] == [each["predicted"] for each in known]
         if name == "verbalize":
             assert [e["probability"] for e in said] == pytest.approx([e["probability"] for e in known], abs=1e-5)
     (tmp_path / "in.txt").write_text("A river begins\n")
-    assert main(["predict", str(runs["causal"]), str(tmp_path / "in.txt"), "--out", str(out)]) == 0
+    assert main(["predict", str(runs["causal"]), str(tmp_path / "in.txt"), "--out", str(out), "--force"]) == 0
     assert json.loads(out.read_text())["prompt"].endswith("A river begins")
     assert main(["predict", str(runs["masked"]), str(tmp_path / "in.txt")]) == 2
 

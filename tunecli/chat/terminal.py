@@ -17,6 +17,7 @@ from rich.text import Text
 from tunecli.chat.answering import Answer
 from tunecli.chat.session import BASE, Session
 from tunecli.chat.settings import changed
+from tunecli.config.counted import counted
 from tunecli.config.errors import UserError
 from tunecli.config.nearest import did_you_mean
 from tunecli.config.paths import cache_dir
@@ -313,10 +314,6 @@ class Chat:
 
     def _quit(self, _: str) -> None:
         raise SystemExit
-
-
-def counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _shortened(name: str) -> str:

@@ -15,6 +15,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from tunecli.cli.words import split_recipe
+from tunecli.config.counted import counted
 from tunecli.config.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def _check_data(config: RunConfig, given: dict[str, str]) -> None:
     sys.stdout.flush()
     if problems:
         raise ConfigError(problems)
-    warned = f", {_count(len(odd), 'warning')}" if odd else ""
+    warned = f", {counted(len(odd), 'warning')}" if odd else ""
     print(f"no problems found{warned}; tune preview shows the examples")
 
 
@@ -112,17 +113,19 @@ def derived(config: RunConfig) -> dict[str, str]:
 
     train, processes = config.train, num_processes(config)
     share = -(-train.global_batch_size // processes)
-    batch = f"{train.global_batch_size} examples per step = {_count(processes, 'process', 'processes')}"
+    batch = f"{counted(train.global_batch_size, 'example')} per step = {counted(processes, 'process', 'processes')}"
     if train.micro_batch_size is None:
         tokens = micro_batch_tokens(config)
-        batch += f" x {share} examples, in micro-batches of up to {tokens} tokens"
+        batch += f" x {counted(share, 'example')}, in micro-batches of up to {tokens} tokens"
     else:
         size = min(train.micro_batch_size, share)
-        batch += f" x {_count(-(-share // size), 'micro-batch', 'micro-batches')} of up to {_count(size, 'example')}"
-    warmup = f"warm-up {_count(int(train.warmup_steps), 'step')}"
+        batch += (
+            f" x {counted(-(-share // size), 'micro-batch', 'micro-batches')} of up to {counted(size, 'example')}"
+        )
+    warmup = f"warm-up {counted(int(train.warmup_steps), 'step')}"
     if 0 < train.warmup_steps < 1:
         warmup = f"of which {train.warmup_steps:.3g} are warm-up"
-    length = f"{train.max_steps} steps" if train.max_steps else f"{train.num_epochs:g} passes over the data"
+    length = counted(train.max_steps, "step") if train.max_steps else f"{train.num_epochs:g} passes over the data"
     return {
         "model": config.model.path + _storage(config),
         "trains": ", ".join(with_head(config).peft) or "every weight (full fine-tuning)",
@@ -134,7 +137,3 @@ def derived(config: RunConfig) -> dict[str, str]:
 def _storage(config: RunConfig) -> str:
     kind = config.model.quantization.value
     return "" if kind == "none" else f" in {kind}"
-
-
-def _count(number: int, one: str, many: str = "") -> str:
-    return f"{number} {one if number == 1 else many or one + 's'}"

@@ -25,6 +25,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import NoReturn
 
+from tunecli.cli.words import refuse_taken_folder
 from tunecli.config.errors import UserError, print_error
 
 STATUS = "TUNECLI_EVAL_STATUS"
@@ -40,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, metavar="N", help="questions of each task, with harness=TASK")
     parser.add_argument("--chat", action="store_true", help="ask through the chat template, with harness=TASK")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write into")
+    parser.add_argument("--force", action="store_true", help="replace the results that are in DIR already")
     parser.add_argument("--json", action="store_true", help="the result as JSON")
 
 
@@ -50,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
     if not args.compare and len(paths) != 1:
         what = f"{len(paths)} are named to be scored" if paths else "nothing is named to be scored"
         raise UserError(what, fix="name one: tune eval RUN; several: tune eval --compare RUN RUN")
+    if args.out is not None:
+        refuse_taken_folder(args.out, force=args.force)
     from tunecli.engine.hub_name import refuse_missing
 
     for path in paths:
@@ -83,7 +87,7 @@ def _on_several(number: int, args: argparse.Namespace) -> int:
     """The same command on `number` processes, which `accelerate launch` starts."""
     from tunecli.launch import ACCELERATE_CONFIG
 
-    flags = [f"--{name.replace('_', '-')}" for name in ("compare", "no_gap", "json") if getattr(args, name)]
+    flags = [f"--{name.replace('_', '-')}" for name in ("compare", "no_gap", "force", "json") if getattr(args, name)]
     out = ["--out", str(args.out)] if args.out is not None else []
     with tempfile.TemporaryDirectory(prefix="tune_") as folder:
         settings, status = Path(folder) / "accelerate.yaml", Path(folder) / "status"

@@ -18,6 +18,7 @@ import sys
 from io import TextIOWrapper
 from pathlib import Path
 
+from tunecli.cli.words import refuse_taken_file
 from tunecli.config.data_files import is_data_file
 from tunecli.config.errors import UserError
 
@@ -25,6 +26,7 @@ from tunecli.config.errors import UserError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", nargs="+", metavar="RUN FILE key=value", help="run or model, rows, and settings")
     parser.add_argument("--out", type=Path, metavar="FILE", help="file to write; default: standard output")
+    parser.add_argument("--force", action="store_true", help="replace a FILE that is there already")
     parser.add_argument("--task", metavar="NAME", help="which task the rows are of, where the model has several")
 
 
@@ -34,6 +36,8 @@ def run(args: argparse.Namespace) -> int:
     paths, overrides = split_words(args.words)
     if len(paths) != 2:
         raise _not_two(paths)
+    if args.out is not None:
+        refuse_taken_file(args.out, force=args.force)
     from tunecli.engine.hub_name import refuse_missing
     from tunecli.engine.quiet import no_foreign_bars
 

@@ -1,6 +1,8 @@
-"""The words after a verb: `recipe=NAME` and overrides."""
+"""The words after a verb: `recipe=NAME`, overrides, and where results go."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from tunecli.config.errors import UserError
 from tunecli.config.nearest import did_you_mean
@@ -24,3 +26,24 @@ def split_recipe(verb: str, words: list[str]) -> tuple[str, list[str]]:
         )
         raise UserError("no recipe is named", fix=f"{hint}tune {verb} recipe=NAME; `tune ls` lists the recipes")
     return recipes[0], overrides
+
+
+EVALUATION = ("result.json", "predictions.jsonl", "report.html")
+"""What is written into a folder of results."""
+
+
+def refuse_taken_file(out: Path, *, force: bool) -> None:
+    """Raises UserError before any work is done: `out` is no file that can be written, or there is one."""
+    if out.is_dir():
+        raise UserError("is a folder", where=f"--out {out}", fix=f"a file in it, such as {out / 'predictions.jsonl'}")
+    if out.exists() and not force:
+        raise UserError(f"{out} exists already", where="--out", fix="another name, or replace it with --force")
+
+
+def refuse_taken_folder(out: Path, *, force: bool) -> None:
+    """The same of a folder that holds results, of an evaluation or of a run."""
+    if out.exists() and not out.is_dir():
+        raise UserError("is a file", where=f"--out {out}", fix="the name of a folder")
+    if not force and (there := [name for name in EVALUATION if (out / name).exists()]):
+        what = f"{out} holds results already: {', '.join(there)}"
+        raise UserError(what, where="--out", fix="another folder, or replace them with --force")

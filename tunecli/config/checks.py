@@ -12,6 +12,7 @@ from typing import Any
 
 from tunecli.config.begun import has_begun
 from tunecli.config.compose import load_config
+from tunecli.config.counted import counted
 from tunecli.config.data_checks import data_problems
 from tunecli.config.data_files import is_local
 from tunecli.config.errors import Problem
@@ -121,7 +122,7 @@ def _batch(config: RunConfig) -> Iterator[Problem]:
     if 0 < train.global_batch_size < processes:
         yield Problem(
             "train.global_batch_size",
-            f"{train.global_batch_size} examples per step do not give each of {processes} processes one",
+            f"{counted(train.global_batch_size, 'example')} per step cannot give each of {processes} processes one",
             f"train.global_batch_size={processes} or launch.num_processes={train.global_batch_size}",
         )
 
@@ -140,7 +141,7 @@ def _schedule(config: RunConfig) -> Iterator[Problem]:
     if train.max_steps is not None and 0 < train.max_steps <= train.warmup_steps:
         yield Problem(
             "train.warmup_steps",
-            f"{train.warmup_steps:g} steps of warm-up leave nothing of train.max_steps={train.max_steps}",
+            f"{counted(int(train.warmup_steps), 'step')} of warm-up, train.max_steps={train.max_steps}: none left",
             f"train.warmup_steps={train.max_steps // 10}",
         )
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 
+from tunecli.config.counted import counted
 from tunecli.config.data_files import exists, is_local
 from tunecli.config.errors import Problem
 from tunecli.config.model import Quantization
@@ -113,7 +114,8 @@ def schedule_problems(methods: Mapping[str, PeftConfig], num_steps: int) -> Iter
         if before + after >= num_steps:
             yield Problem(
                 f"peft.{name}",
-                f"tinit={method.tinit:g} and tfinal={method.tfinal:g} leave ranks none of {num_steps} steps to fall",
+                f"tinit={method.tinit:g} and tfinal={method.tfinal:g} leave ranks none of "
+                f"{counted(num_steps, 'step')} to fall",
                 _more_room(f"peft.{name}", method, num_steps),
             )
 

@@ -6,14 +6,21 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from tunecli.config.counted import counted
 from tunecli.config.data import DataConfig, Overlong, Side, training_sources, validation_source
 from tunecli.config.stage import PretrainConfig, StageConfig, Task
 from tunecli.data.mixture import Mixture, labels, shares
 
 WHY = {
     "bad": ("cannot be used", "mend or remove them"),
-    "overlong": ("are longer than {length} allows", "raise data.max_length, or split them with data.overlong=split"),
-    "in validation": ("are validation rows too", "remove them there, or train on them with data.overlap=keep"),
+    "overlong": (
+        "{are} longer than {length} allows",
+        "raise data.max_length, or split them with data.overlong=split",
+    ),
+    "in validation": (
+        "{are} in the validation data too",
+        "remove them there, or train on them with data.overlap=keep",
+    ),
 }
 """Why rows are left out -> what is said of them, and what can be done."""
 CUT = "raise data.max_length, or leave such rows out with data.overlong=drop, or split them with data.overlong=split"
@@ -45,18 +52,23 @@ def losses(data: DataConfig, examples: Mixture) -> Iterator[tuple[str, str]]:
     summary, length = examples.summary, f"data.max_length={data.max_length}"
     for why, count in summary["left_out"].items():
         first = next(entry for entry in examples.left_out if entry["why"] == why)
-        reason, place = WHY[why][0].format(length=length), f"{first['source']} row {first['row']}"
-        yield f"{count:,} of {summary['rows']:,} rows {reason} and are left out; the first: {place}", WHY[why][1]
+        are = "is" if count == 1 else "are"
+        reason, place = WHY[why][0].format(length=length, are=are), f"{first['source']} row {first['row']}"
+        yield (
+            f"{count:,} of {counted(summary['rows'], 'row')} {reason} and {are} left out; the first: {place}",
+            WHY[why][1],
+        )
     if summary["truncated"]:
         end = "start" if data.truncation_side is Side.left else "end"
-        yield f"{summary['truncated']:,} of {len(examples):,} examples lost their {end}: {length}", CUT
+        whose = "its" if summary["truncated"] == 1 else "their"
+        yield f"{summary['truncated']:,} of {counted(len(examples), 'example')} lost {whose} {end}: {length}", CUT
 
 
 def splits(data: DataConfig, stage: StageConfig, examples: Mixture) -> Iterator[str]:
     """Said where rows became several examples."""
     summary = examples.summary
     if summary["split_rows"]:
-        rows = f"{summary['split_rows']:,} of {summary['rows']:,} rows"
+        rows = f"{summary['split_rows']:,} of {counted(summary['rows'], 'row')}"
         by_length = data.overlong is Overlong.split
         by_template = not by_length or answers_in_turns(stage, examples)
         reasons = ([_BY_LENGTH] if by_length else []) + ([_BY_TEMPLATE] if by_template else [])
@@ -72,7 +84,8 @@ def answers_in_turns(stage: StageConfig, examples: Mixture) -> bool:
 
 def _amount(examples: Mixture, part: slice) -> str:
     tokens, trained = int(examples.lengths[part].sum()), int(examples.trained_counts[part].sum())
-    return f"{len(examples.lengths[part]):,} examples, {tokens:,} tokens, {trained:,} of them trained"
+    number = len(examples.lengths[part])
+    return f"{counted(number, 'example')}, {counted(tokens, 'token')}, {trained:,} of them trained"
 
 
 def _format(examples: Mixture, part: int) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tunecli.config.counted import counted
 from tunecli.config.data import (
     DataConfig,
     Mixing,
@@ -252,7 +253,8 @@ def _split(parts: list[TokenizedDataset], names: list[str], share: float) -> tup
     validation = Mixture(parts, names, [np.flatnonzero(mask) for mask in held])
     if not len(train):
         raise UserError(
-            f"a share of {share:g} leaves none of {len(validation)} examples for training: too few, or all equal",
+            f"a share of {share:g} leaves none of {counted(len(validation), 'example')} for training: "
+            "too few, or all equal",
             where="data.validation",
             fix="a smaller share, a second file, or data.validation=null",
         )
@@ -294,7 +296,7 @@ def _empty(path: str, found: Mixture | TokenizedDataset) -> UserError:
         return UserError("holds no rows", where=path, fix="check the file, and data.max_samples")
     first = found.left_out[0]
     return UserError(
-        f"none of its {len(found.left_out)} rows can be used; row {first['row']}: {first['what']}",
+        f"none of its {counted(len(found.left_out), 'row')} can be used; row {first['row']}: {first['what']}",
         where=path,
         fix=first["fix"],
     )

@@ -11,6 +11,7 @@ from collections import defaultdict
 
 import numpy as np
 
+from tunecli.config.counted import counted
 from tunecli.config.errors import UserError
 from tunecli.data.mixture import Mixture
 
@@ -28,7 +29,7 @@ def few(examples: Mixture, number: int, seed: int) -> Mixture:
     for (source, label), contents in of_label.items():
         if len(contents) < number:
             raise UserError(
-                f"there are {len(contents)} different rows with the label {label!r}, and {number} are wanted",
+                f"the label {label!r} has {counted(len(contents), 'different row')}, and {number} are wanted",
                 where="data.shots",
                 fix=f"data.shots={len(contents)} or less, or more rows",
             )

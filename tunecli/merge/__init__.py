@@ -34,6 +34,7 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from tunecli.config.compose import load_config
+from tunecli.config.counted import counted
 from tunecli.config.errors import UserError
 from tunecli.config.model import DType
 from tunecli.config.paths import display
@@ -169,7 +170,7 @@ def _folder_beside(target: Path) -> Iterator[Path]:
 
 def as_text(merged: Merged) -> str:
     """What was written and how near it is, for a person."""
-    files = "1 file" if merged.files == 1 else f"{merged.files} files"
+    files = counted(merged.files, "file")
     lines = [
         f"merged       {display(merged.folder)}: {files}, {merged.bytes / 1e6:,.1f} MB, {merged.dtype}",
         f"difference   {merged.difference:.2g} at most, of logits up to {merged.largest_logit:.3g} "

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from peft import PeftConfig
 
+from tunecli.config.counted import counted
 from tunecli.config.errors import UserError
 from tunecli.peft_methods.adapter_layer import AdapterLayer
 from tunecli.peft_methods.loading import require_one
@@ -53,7 +54,7 @@ def find_inputs(
     """
     if weights is not None and len(weights) != len(paths):
         raise UserError(
-            f"{_counted(len(weights), 'weight')} for {_counted(len(paths), 'run or adapter', 'runs or adapters')}",
+            f"{counted(len(weights), 'weight')} for {counted(len(paths), 'run or adapter', 'runs or adapters')}",
             where="--weights",
             fix="one number for each: RUN first, then each --with in its order",
         )
@@ -157,10 +158,6 @@ def _check_adapter(
             where=str(folder),
             fix=", and ".join(fixes),
         )
-
-
-def _counted(number: int, one: str, many: str = "") -> str:
-    return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 def _more(config: PeftConfig) -> str:

@@ -11,6 +11,7 @@ from itertools import cycle, islice
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tunecli.config.counted import counted
 from tunecli.config.errors import UserError
 from tunecli.config.peft import PromptInit, PromptTuningConfig
 from tunecli.peft_methods.virtual_tokens import VirtualTokensPeftConfig, embedding_path, word_candidates
@@ -37,7 +38,8 @@ def peft_config(
         candidates = word_candidates(tokenizer, config.init_top_k)
         if len(candidates) < config.num_virtual_tokens - len(rows):
             raise UserError(
-                f"{len(candidates)} words, and {config.num_virtual_tokens - len(rows)} are to be drawn from them",
+                f"{counted(len(candidates), 'word')}, and "
+                f"{config.num_virtual_tokens - len(rows)} are to be drawn from them",
                 where="init_top_k",
                 fix="a larger one, if the vocabulary has more words; or init=random_uniform",
             )

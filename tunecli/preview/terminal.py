@@ -12,6 +12,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from tunecli.config.counted import counted
 from tunecli.data.statistics import Bin
 from tunecli.engine.text import visible
 from tunecli.preview import Preview
@@ -71,7 +72,7 @@ def _header(example: Example) -> Iterator[RenderableType]:
     yield Rule(Text(visible(example.origin), style="bold"), align="left", style="dim", characters="─")
     share = f"{example.trained_tokens:,} trained ({example.trained_tokens / example.tokens:.1%})"
     yield Text.assemble(
-        f"{_count(example.tokens, 'token')}, ",
+        f"{counted(example.tokens, 'token')}, ",
         (labels_line(example), TRAINED) if example.labels else share,
         f", adapter {visible(example.adapter)}" if example.adapter else "",
         (", truncated" if example.truncated else "", "bold yellow"),
@@ -97,7 +98,7 @@ def _text(pieces: list[Piece | Gap], plain: bool) -> Text:
 
 def _styled(piece: Piece | Gap) -> tuple[str, str]:
     if isinstance(piece, Gap):
-        return f" … {_count(piece.tokens, 'token')} … ", GAP
+        return f" … {counted(piece.tokens, 'token')} … ", GAP
     style = TRAINED if piece.trained else PROMPT
     return visible(piece.text) + tag_after(piece), style + SPECIAL if piece.special else style
 
@@ -176,9 +177,9 @@ def summary_lines(preview: Preview) -> list[tuple[str, str]]:
         ("tokens", f"{stats.tokens:,}"),
         ("trained", trained_line(preview)),
         *([("labels", language_line(preview.labels))] if preview.labels else []),
-        ("truncated", f"{stats.truncated:,} examples ({stats.truncated / stats.examples:.1%})"),
+        ("truncated", f"{counted(stats.truncated, 'example')} ({stats.truncated / stats.examples:.1%})"),
         ("left out", left_out or "0 rows"),
-        ("duplicates", f"{_count(stats.duplicates, 'row')} with the content of an earlier one"),
+        ("duplicates", f"{counted(stats.duplicates, 'row')} with the content of an earlier one"),
         ("languages", language_line(preview.languages)),
     ]
     return [(name, visible(value)) for name, value in lines]
@@ -188,7 +189,7 @@ def trained_line(preview: Preview) -> str:
     stats = preview.statistics
     if all(example.labels for example in preview.examples) and preview.labels:
         return "the label of each text"
-    return f"{stats.trained_tokens:,} tokens ({stats.trained_tokens / stats.tokens:.1%})"
+    return f"{counted(stats.trained_tokens, 'token')} ({stats.trained_tokens / stats.tokens:.1%})"
 
 
 def language_line(languages: dict[str, int]) -> str:
@@ -257,7 +258,7 @@ def _repeated(preview: Preview) -> Table:
 def _left_out(preview: Preview) -> Group:
     lines: list[RenderableType] = []
     for why, rows in preview.left_out.items():
-        lines.append(Text(f"{visible(why)}: {_count(preview.statistics.left_out[why], 'row')}", style="yellow"))
+        lines.append(Text(f"{visible(why)}: {counted(preview.statistics.left_out[why], 'row')}", style="yellow"))
         lines += [_indented(f"{row['source']} row {row['row']}: {row['what']}") for row in rows]
         if more := preview.statistics.left_out[why] - len(rows):
             lines.append(_indented(f"and {more:,} more"))
@@ -267,7 +268,7 @@ def _left_out(preview: Preview) -> Group:
 def _found(preview: Preview) -> Group:
     lines: list[RenderableType] = []
     for kind, (count, places) in preview.found.items():
-        lines.append(Text(f"{visible(kind)}: {_count(count, 'row')}", style="yellow"))
+        lines.append(Text(f"{visible(kind)}: {counted(count, 'row')}", style="yellow"))
         lines.append(_indented(", ".join(places)))
     return Group(*lines)
 
@@ -285,7 +286,3 @@ def _table(*columns: str) -> Table:
     for column in columns:
         table.add_column(column, justify="right", overflow="fold")
     return table
-
-
-def _count(number: int, one: str) -> str:
-    return f"{number:,} {one}{'' if number == 1 else 's'}"

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunecli.config.data import training_sources
-from tunecli.config.paths import display
 from tunecli.config.peft import HEAD
 from tunecli.config.run import RunConfig
 from tunecli.config.stage import Task
@@ -100,11 +99,10 @@ def run_card(
 ) -> str:
     """The card of a run's own result."""
     kind = result_kind(config)
-    folder = display(run_dir)
-    adapters = [f"{folder}/adapter/{name}" for name in config.peft]
-    tokenizer = f"{folder}/adapter" if config.peft else f"{folder}/model"
+    adapters = [f"adapter/{name}" for name in config.peft]
+    tokenizer = "adapter" if config.peft else "model"
     made, base = made_by(config, run_dir), loadable(config.model.path)
-    use = usage(made, folder, weights=adapters or [tokenizer], tokenizer=tokenizer, base=base)
+    use = _use_here(made, weights=adapters or [tokenizer], tokenizer=tokenizer, base=base)
     sections = [
         ("What it is", _what(config, made)),
         *about_run(config, run_dir, data, results),
@@ -154,7 +152,6 @@ def merged_card(config: RunConfig | None, run_dir: Path | None, folder: Path, me
         ("weights", merging.dtype),
         ("difference to the unmerged model", size),
     ]
-    path = display(folder)
     sections = [("What was merged", table(("", ""), rows))]
     if config is None or run_dir is None:
         data = ModelCardData(
@@ -169,7 +166,7 @@ def merged_card(config: RunConfig | None, run_dir: Path | None, folder: Path, me
         sections += about_run(config, run_dir, data_summary(run_dir), {}, **_whose(merging))
         data = metadata(config, Result.model, {}, more_tags=["merged"])
         title, limits, made = config.recipe, limits_of(config), made_by(config, run_dir, Result.model)
-    sections += [(USE, usage(made, path, weights=[path], tokenizer=path, base="")), ("Limits", limits)]
+    sections += [(USE, _use_here(made)), ("Limits", limits)]
     return _page(data, title, [("What it is", what), *sections])
 
 
@@ -177,7 +174,7 @@ def sum_card(folder: Path, merging: Merging) -> str:
     """The card of several LoRAs that were added up to one."""
     from huggingface_hub import ModelCardData
 
-    path, base = display(folder), public(merging.base)
+    base = public(merging.base)
     data = ModelCardData(
         base_model=base,
         base_model_relation=relation(Result.adapter),
@@ -188,10 +185,16 @@ def sum_card(folder: Path, merging: Merging) -> str:
     rows = [("base model", code(base)), ("sum of", ", ".join(_merged(merging)))]
     rows.append(("difference to all of them together", f"{merging.difference:.2g} at most, of a logit"))
     made = Made(kind=Result.adapter, task=merging.task, methods={"lora": "lora"}, revision=merging.revision)
-    use = usage(made, path, weights=[path], tokenizer=path, base=loadable(merging.base))
+    use = _use_here(made, base=loadable(merging.base))
     sections = [("What it is", f"One LoRA for {code(base)}, which does what several do together.")]
     sections += [("What was added up", table(("", ""), rows)), (USE, use), ("Limits", LIMITS)]
     return _page(data, folder.name, sections)
+
+
+def _use_here(made: Made, *, weights: Sequence[str] = (".",), tokenizer: str = ".", base: str = "") -> str:
+    """Code for the folder that the card lies in, which may be moved and given away."""
+    use = usage(made, ".", weights=weights, tokenizer=tokenizer, base=base)
+    return f"In the folder that this file lies in:\n\n{use}"
 
 
 def _merged(merging: Merging) -> list[str]:

@@ -9,6 +9,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from tunecli.config.counted import counted
 from tunecli.config.data import training_sources, validation_share, validation_source
 from tunecli.config.data_files import is_local
 from tunecli.config.peft import HEAD, PeftConfig
@@ -64,11 +65,14 @@ def _recipe(config: RunConfig, run_dir: Path, data: Mapping[str, Any] | None) ->
     revision = f", revision {code(model.revision)}" if model.revision else ""
     quantized = "" if model.quantization.value == "none" else f", in {model.quantization.value}"
     sources = ", ".join(code(public(source.path)) for source in training_sources(config.data))
-    learnt = "labels" if config.stage.task.has_labels else "trained tokens"
-    counts = f"{data['examples']:,} examples, {data['trained_tokens']:,} {learnt}" if data else "streamed"
-    cut = f"{train.micro_batch_size} examples" if train.micro_batch_size else f"{micro_batch_tokens(config)} tokens"
+    learnt = "label" if config.stage.task.has_labels else "trained token"
+    counts = (
+        f"{counted(data['examples'], 'example')}, {counted(data['trained_tokens'], learnt)}" if data else "streamed"
+    )
+    size, tokens = train.micro_batch_size, micro_batch_tokens(config)
+    cut = counted(size, "example") if size else f"{tokens} tokens"
     steps = last.get("step") or train.max_steps
-    length = f"{steps} step{'s' if steps > 1 else ''}" if steps else f"{train.num_epochs:g} passes"
+    length = counted(steps, "step") if steps else f"{train.num_epochs:g} passes"
     rows = [
         ("recipe", code(config.recipe)),
         ("base model", f"{code(public(model.path))}{revision}{quantized}"),
@@ -82,7 +86,7 @@ def _recipe(config: RunConfig, run_dir: Path, data: Mapping[str, Any] | None) ->
         rows.append(("examples seen", _seen(steps * train.global_batch_size, data)))
     rows += [
         ("longest example", f"{config.data.max_length} tokens"),
-        ("length", f"{length} of {train.global_batch_size} examples, in micro-batches of up to {cut}"),
+        ("length", f"{length} of {counted(train.global_batch_size, 'example')}, in micro-batches of up to {cut}"),
         ("optimizer", f"{train.optimizer.value}, weight decay {train.weight_decay:g}"),
         ("gradient norm", f"clipped at {train.max_grad_norm:g}" if train.max_grad_norm else "not clipped"),
         ("learning rate", f"{train.learning_rate:g}, {train.lr_scheduler.value}, warm-up {train.warmup_steps:g}"),
@@ -173,7 +177,7 @@ def _hardware(hardware: Mapping[str, Any], processes: int) -> str:
     machine = (
         ", ".join(gpu["name"] for gpu in hardware.get("gpus", [])) or f"{hardware['cores']} cores, {hardware['cpu']}"
     )
-    return f"{escaped(machine)}; {processes} process{'es' if processes > 1 else ''}"
+    return f"{escaped(machine)}; {counted(processes, 'process', 'processes')}"
 
 
 def validation_data(config: RunConfig) -> tuple[str, str | None]:

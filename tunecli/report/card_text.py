@@ -8,12 +8,18 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from tunecli.engine.run_names import TIME
 from tunecli.engine.text import visible
 
 
 def public(path: str) -> str:
-    """A Hub id as it is; of a path on this machine only its last part, since cards are published."""
-    return Path(path).name if path.startswith(("/", "~", "./", "../")) else path
+    """A Hub id as it is; of a path on this machine only its last part, since cards are published; of a run directory
+    its recipe too."""
+    if not path.startswith(("/", "~", "./", "../")):
+        return path
+    place = Path(path)
+    is_run = place.name == "latest" or TIME.fullmatch(place.name)
+    return f"{place.parent.name}/{place.name}" if is_run else place.name
 
 
 def code(text: str) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from tunecli.config.counted import counted
 from tunecli.report.numbers import difference, shown, unit_of
 
 NAME = "generalisation.json"
@@ -51,9 +52,8 @@ def as_line(gap: Gap) -> str:
     if name is None:
         return ""
     unit, train, _, gained = rows[name]
-    return (
-        f"{name} on {gap.examples} training rows: {shown(train, unit)}, {difference(gained, unit)} against validation"
-    )
+    seen = counted(gap.examples, "training row")
+    return f"{name} on {seen}: {shown(train, unit)}, {difference(gained, unit)} against validation"
 
 
 def _plain(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from tunecli.config.counted import counted
 from tunecli.config.errors import UserError
 from tunecli.engine.questions import question_of
 from tunecli.engine.text import visible
@@ -32,6 +33,7 @@ def render(template: str, *, package: str = "tunecli.report", **values: Any) -> 
         "breakable": _breakable,
         "percent": "{:.1%}".format,
         "count": "{:,}".format,
+        "counted": counted,
         "number": numbers.shown,
         "difference": numbers.difference,
         "unit": numbers.unit_of,

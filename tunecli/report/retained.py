@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunecli.config.counted import counted
 from tunecli.config.train import falls
 from tunecli.report.numbers import TOO_FEW, difference, shown, unit_of
 
@@ -92,6 +93,6 @@ def as_lines(found: Sequence[Retained]) -> Iterator[str]:
         yield "what the base could do, base against tuned:"
     for each in found:
         change, unit = each.first, each.first.unit
-        yield f"  {each.data}, {each.examples:,} examples: {change.metric.replace('_', ' ')}"
+        yield f"  {each.data}, {counted(each.examples, 'example')}: {change.metric.replace('_', ' ')}"
         by = f"{difference(change.difference, unit)} {change.interval}".rstrip()
         yield f"    {shown(change.base, unit)} to {shown(change.tuned, unit)}: {by}, {change.verdict}"

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tunecli.config.counted import counted
 from tunecli.config.errors import UserError
 from tunecli.config.paths import display
 from tunecli.engine.run_names import names_of
@@ -129,7 +130,8 @@ def _common(each: Sequence[list[Record]], kind: Kind) -> tuple[list[list[Record]
         fix = "name the data: tune eval --compare RUN RUN data.path=FILE"
         raise UserError("they were not scored on the same rows", fix=fix)
     most = max(map(len, each))
-    notes = [f"only the {len(shared):,} rows count that all have, of up to {most:,}"] if len(shared) < most else []
+    fewer = f"only the rows count that all have: {counted(len(shared), 'row')}, of up to {most:,}"
+    notes = [fewer] if len(shared) < most else []
     return [[records[key] for key in shared] for records in keyed], notes
 
 

@@ -87,3 +87,5 @@ def written(path: Path) -> Iterator[TextIO]:
         beside.replace(path)
     except OSError as error:
         raise UserError(f"cannot be written: {error.strerror}", where=str(path), fix="another path") from None
+    finally:
+        beside.unlink(missing_ok=True)

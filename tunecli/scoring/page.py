@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunecli.config.counted import counted
 from tunecli.config.train import falls
 from tunecli.evaluation.kinds import Kind
 from tunecli.evaluation.records import Record
@@ -275,4 +276,4 @@ def mcnemar_of(test: McNemar) -> str:
     """As in: McNemar: 3 rows right only here, 12 only there, p = 0.035."""
     p = chance(test.p)
     said = f"p {p}" if p.startswith("<") else f"p = {p}"
-    return f"McNemar: {test.only_this:,} rows right only here, {test.only_first:,} only there, {said}"
+    return f"McNemar: {counted(test.only_this, 'row')} right only here, {test.only_first:,} only there, {said}"

@@ -10,6 +10,7 @@ from typing import Any
 
 from tunecli.assembly.data import Data
 from tunecli.assembly.readers import batching_of
+from tunecli.config.counted import counted
 from tunecli.config.data import Overlong, Side, SourceConfig, training_sources
 from tunecli.config.data_checks import formats_for
 from tunecli.config.errors import UserError
@@ -142,7 +143,7 @@ def check(errors: Sequence[Record], number: int) -> None:
     if errors:
         first = errors[0]
         raise UserError(
-            f"{len(errors):,} of {number:,} rows could not be used; the first: {first['error']}",
+            f"{len(errors):,} of {counted(number, 'row')} could not be used; the first: {first['error']}",
             where=f"{first['file']}{ROW}{first['row']}",
             fix="mend these rows; all others are predicted",
         )

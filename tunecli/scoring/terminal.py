@@ -10,6 +10,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table as Grid
 from rich.text import Text
 
+from tunecli.config.counted import counted
 from tunecli.engine.text import visible
 from tunecli.evaluation.tables import Table
 from tunecli.report.numbers import TOO_FEW, difference, shown, unit_of
@@ -45,7 +46,7 @@ def progress(*, enabled: bool) -> Iterator[Proceed]:
 
 def show(scores: Scores) -> None:
     console = _console()
-    about = f"{scores.subject} on {scores.data['name']}: {scores.data['examples']:,} examples"
+    about = f"{scores.subject} on {scores.data['name']}: {counted(scores.data['examples'], 'example')}"
     console.print(Text(visible(about), style="bold"))
     console.print(_metrics(scores))
     for table in scores.tables:
@@ -67,7 +68,7 @@ def show_harness(scores: HarnessScores) -> None:
 
 def show_comparison(comparison: Comparison) -> None:
     console = _console()
-    console.print(Text(visible(f"on {comparison.data}: {comparison.examples:,} examples"), style="bold"))
+    console.print(Text(visible(f"on {comparison.data}: {counted(comparison.examples, 'example')}"), style="bold"))
     table = grid(["", *(visible(each.name) for each in comparison.runs)])
     for name in comparison.metrics:
         table.add_row(Text(visible(name)), *(text_of(name, each.metrics[name]) for each in comparison.runs))

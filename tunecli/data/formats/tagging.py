@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tunecli.config.counted import counted
 from tunecli.data.examples import Tagged, Unusable
 from tunecli.data.formats import fields
 
@@ -11,7 +12,7 @@ from tunecli.data.formats import fields
 def convert(values: dict[str, Any]) -> Tagged:
     words, tags = _texts(values, "tokens"), _texts(values, "tags")
     if len(words) != len(tags):
-        raise Unusable(f"{len(words)} tokens and {len(tags)} tags", "give each token one tag")
+        raise Unusable(f"{counted(len(words), 'token')} and {counted(len(tags), 'tag')}", "give each token one tag")
     if not words:
         raise Unusable("column 'tokens' is empty", "fill it in, or remove the row")
     return Tagged(words, tags)
