@@ -29,7 +29,7 @@ def few(examples: Mixture, number: int, seed: int) -> Mixture:
     for (source, label), contents in of_label.items():
         if len(contents) < number:
             raise UserError(
-                f"the label {label!r} has {counted(len(contents), 'different row')}, and {number} are wanted",
+                f"{counted(len(contents), 'different row')} with the label {label!r}, and {number} are wanted",
                 where="data.shots",
                 fix=f"data.shots={len(contents)} or less, or more rows",
             )
