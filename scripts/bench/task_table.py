@@ -56,7 +56,7 @@ def measure(row: TaskRow, seed: int, folder: Path) -> Record:
     result = run_dir
     if row.interpolation is not None:
         result = folder / "between"
-        call(["-m", "tunecli", "merge", str(run_dir), "--interpolate", str(row.interpolation), "--out", str(result)])
+        call(["-m", "tunecli", "merge", str(run_dir), str(result), "--interpolate", str(row.interpolation)])
     for number, asked in enumerate(row.asked):
         out = folder / f"asked_{number}"
         words = [str(result), *shlex.split(with_files(asked)), "--no-gap", "--out", str(out), "--force"]
