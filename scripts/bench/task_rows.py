@@ -24,10 +24,15 @@ class TaskRow:
 
 
 SHORT = ("train.max_steps=100", "train.global_batch_size=16", "train.eval_every=null", "train.save_every=null")
+HEAD_RATE = ("stage.head_learning_rate=3e-3",)
+"""As in `peft_table.py`, whose rates these are."""
 
 
 def _reviews(peft: str, rate: float, *more: str) -> TaskRow:
-    return TaskRow(recipe="classify_minilm", overrides=(f"peft={peft}", f"train.learning_rate={rate}", *SHORT, *more))
+    return TaskRow(
+        recipe="classify_minilm",
+        overrides=(f"peft={peft}", f"train.learning_rate={rate}", *HEAD_RATE, *SHORT, *more),
+    )
 
 
 def _entities(peft: str, rate: float, *more: str) -> TaskRow:
@@ -83,8 +88,8 @@ PARTS: dict[str, dict[str, TaskRow]] = {
         "houlsby": _reviews("[houlsby]", 3e-3),
         "pfeiffer (after norm)": _reviews("[pfeiffer]", 1e-3, "peft.pfeiffer.placement=after_norm"),
         "bitfit": _reviews("[bitfit]", 4e-3),
-        "p_tuning_v2": _reviews("[p_tuning_v2]", 1.5e-2),
-        "prompt_tuning": _reviews("[prompt_tuning]", 3e-2, "stage.head_learning_rate=3e-3"),
+        "p_tuning_v2": _reviews("[p_tuning_v2]", 5e-2),
+        "prompt_tuning": _reviews("[prompt_tuning]", 9e-2),
     },
     "entities": {
         "full": _entities("full", 5e-4),
