@@ -101,13 +101,20 @@ def _prepared(config: RunConfig) -> Data:
     try:
         return prepare_data(readable, show_progress=True)
     except UserError:
-        if config.data.on_bad_row is OnBadRow.error and not config.data.streaming:
-            tokenizer = load_tokenizer(config.model)
-            whole = replace(readable.data, validation=None)
-            train, _ = build(whole, tokenizer, encoding_of(config, tokenizer), show_progress=False)
-            if train is not None and (bad := list(_bad_rows(train))):
-                raise ConfigError(bad) from None
+        if config.data.on_bad_row is OnBadRow.error and (bad := _bad_rows_alone(readable)):
+            raise ConfigError(bad) from None
         raise
+
+
+def _bad_rows_alone(readable: RunConfig) -> list[Problem]:
+    """Of training data from which nothing else can be made; none if not one row can be used, as is said already."""
+    tokenizer = load_tokenizer(readable.model)
+    whole = replace(readable.data, validation=None)
+    try:
+        train, _ = build(whole, tokenizer, encoding_of(readable, tokenizer), show_progress=False)
+    except UserError:
+        return []
+    return [] if train is None else list(_bad_rows(train))
 
 
 def _bad_rows(examples: Mixture) -> Iterator[Problem]:

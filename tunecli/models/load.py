@@ -282,6 +282,13 @@ def _from_pretrained(factory: Any, path: str, config: ModelConfig, **kwargs: Any
         return factory.from_pretrained(path, **kwargs)
 
 
+OF_THE_KIND = "a model of the kind that the stage trains, or another stage: tune ls stage"
+AS_CAUSAL = (
+    "an encoder such as BERT or RoBERTa; or let it predict what comes next: stage.language_model=causal_lm of "
+    "stage=verbalize, stage.objective=causal_lm of stage=pretrain"
+)
+
+
 @contextmanager
 def _explained(factory: Any, config: ModelConfig) -> Iterator[None]:
     """transformers' complaints about what the user named, in our form."""
@@ -298,7 +305,7 @@ def _explained(factory: Any, config: ModelConfig) -> Iterator[None]:
             raise UserError(
                 f"transformers has no {factory.__name__} for {config.path!r}",
                 where="model.path",
-                fix="a model of the kind that the stage trains, or another stage: tune ls stage",
+                fix=AS_CAUSAL if factory is AutoModelForMaskedLM else OF_THE_KIND,
             ) from error
         if "trust_remote_code" not in str(error):
             raise
