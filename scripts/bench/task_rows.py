@@ -70,7 +70,7 @@ TUNED = (
     *("train.eval_every=null", "train.save_every=null", "evaluation.exact_match=100"),
 )
 OTHER_TEXTS = f"stage=pretrain data.path={SENTIMENT}/editorials_train.jsonl data.max_samples=150"
-PROBES = "data.path=PROBES evaluation.exact_match=100 evaluation.max_new_tokens=6"
+PROBES = "data.path=PROBES evaluation.choices=[] evaluation.exact_match=100 evaluation.max_new_tokens=6"
 """PROBES: a file that the script writes, words to be repeated."""
 RETAIN = f'evaluation.retain=["{OTHER_TEXTS}","{PROBES}"]'
 REPLAY = (

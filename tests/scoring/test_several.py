@@ -97,3 +97,13 @@ def test_each_task_has_its_table(runs, name: str, capsys: pytest.CaptureFixture[
     assert found.metrics["accuracy"].value == pytest.approx(mean)
     assert main(["eval", str(runs[name]), "--no-gap"]) == 0
     assert "fine" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["tasks", "tasks_in_words"])
+def test_one_of_several_tasks_is_scored_alone(runs, name: str, tmp_path: Path) -> None:
+    rows = [row | {"label": "yes" if row["label"] == "positive" else "no"} for row in smoke_rows("smoke_labels")[:12]]
+    file = written(tmp_path / "some.jsonl", rows)
+    found = score(str(runs[name]), ["data=mix", f"data.mix=[{{path: {file}, task: fine}}]"], gap=False)
+    (table,) = found.tables
+    assert table.task == "fine" and {each.label for each in table.classes} == {"yes", "no"}
+    assert {record["task"] for record in found.records} == {"fine"} and "accuracy" in found.metrics

@@ -59,7 +59,7 @@ def of_texts(
         said = _said(each[0, own.start : own.stop], labels.of(source), kind)
         if expected:
             said = {"expected": _expected(examples[i], kind)} | said
-        records.append(_start(examples, i, source) | _text(contents(examples.origin(i))) | said)
+        records.append(_start(examples, i, source, labels) | _text(contents(examples.origin(i))) | said)
     return records
 
 
@@ -99,7 +99,7 @@ def of_tags(
         said: Record = {"predicted": predicted, "probability": sure}
         if expected:
             said = {"expected": tags} | said
-        start = _start(examples, window[0], source)
+        start = _start(examples, window[0], source, labels)
         records.append(start | ({"words": list(text)} if text is not None else {}) | said)
     return records, windows
 
@@ -184,8 +184,10 @@ def add_adapters(
             record["adapter"] = names[min(own)]
 
 
-def _start(examples: Examples, i: int, source: str) -> Record:
-    return place(examples.origin(i)) | ({"task": source} if len(examples.names) > 1 else {})
+def _start(examples: Examples, i: int, source: str, labels: Labels | None = None) -> Record:
+    """With its task, where the rows or the model have several."""
+    several = len(examples.names) > 1 or (labels is not None and len(labels.by_task) > 1)
+    return place(examples.origin(i)) | ({"task": source} if several else {})
 
 
 def _text(content: Example | None) -> Record:
