@@ -31,8 +31,8 @@ OF_READING = (
     *("system_prompt", "thinking", "adapter_column"),
 )
 """Of `data`: how rows are read, which the model was trained on; everything else says which rows."""
-OF_FILE = ("split", "subset", "revision", "max_samples")
-"""Of `data`: which part of `path` is read."""
+OF_FILE = ("split", "subset", "revision", "max_samples", "mixing", "mixing_temperature")
+"""Of `data`: which part of `path` is read, and how often which of several is."""
 
 
 @dataclass(frozen=True, slots=True)
