@@ -62,6 +62,8 @@ def kill_at(run_dir: Path, step: int, number: int, *words: str) -> int:
         os.killpg(process.pid, number)  # with accelerate in between the ranks are in a session of their own
         for pid in worker_pids(run_dir):
             os.kill(pid, number)
+        while worker_pids(run_dir) and time.monotonic() < deadline:  # a busy machine takes its time to end them
+            time.sleep(0.05)
     else:
         process.send_signal(number)
     return process.wait(timeout=100)
