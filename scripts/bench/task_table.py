@@ -22,7 +22,6 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from random import Random
 from statistics import mean, stdev
 
 from bench_results import ROOT, Record, Results, as_markdown, as_text, call, percent, say
@@ -34,47 +33,75 @@ SHOWN = {
     "entities": ("f1", "precision", "recall", "gap f1"),
     "words": ("accuracy", "ece"),
     "domains": ("accuracy", *(f"accuracy {domain}" for domain in DOMAINS)),
-    "forgetting": ("exact_match", "exact_match validation", "perplexity editorials_train", "exact_match probes"),
+    "forgetting": ("exact_match", "perplexity editorials_train", "exact_match capitals"),
 }
 """What the table has of each part; `gap`: score on training rows minus score on held-out ones."""
-WORDS = ("apple", "river", "stone", "cloud", "chair", "green", "window", "summer", "bread", "tiger", "silver")
+CAPITALS = {
+    **{"Austria": "Vienna", "Poland": "Warsaw", "Greece": "Athens", "Sweden": "Stockholm", "Norway": "Oslo"},
+    **{"Finland": "Helsinki", "Ireland": "Dublin", "Hungary": "Budapest", "Russia": "Moscow", "Turkey": "Ankara"},
+    **{"Egypt": "Cairo", "Kenya": "Nairobi", "Japan": "Tokyo", "China": "Beijing", "India": "New Delhi"},
+    **{"Thailand": "Bangkok", "Indonesia": "Jakarta", "Australia": "Canberra", "Cuba": "Havana", "Peru": "Lima"},
+    **{"Chile": "Santiago", "Colombia": "Bogotá", "Iran": "Tehran", "Iraq": "Baghdad", "Lebanon": "Beirut"},
+    **{"Syria": "Damascus", "Jordan": "Amman", "Morocco": "Rabat", "Vietnam": "Hanoi", "Canada": "Ottawa"},
+    **{"Portugal": "Lisbon", "Spain": "Madrid", "Italy": "Rome", "France": "Paris", "Germany": "Berlin"},
+    **{"Serbia": "Belgrade", "Bulgaria": "Sofia", "Nepal": "Kathmandu", "Ghana": "Accra", "Belgium": "Brussels"},
+}
+REPLAYED = {
+    **{"Denmark": "Copenhagen", "Ukraine": "Kyiv", "Israel": "Jerusalem", "Argentina": "Buenos Aires"},
+    **{"Romania": "Bucharest", "Croatia": "Zagreb", "Slovakia": "Bratislava", "Estonia": "Tallinn"},
+    **{"Latvia": "Riga", "Lithuania": "Vilnius", "Iceland": "Reykjavik", "Albania": "Tirana", "Libya": "Tripoli"},
+    **{"Tunisia": "Tunis", "Ethiopia": "Addis Ababa", "Uganda": "Kampala", "Senegal": "Dakar", "Angola": "Luanda"},
+    **{"Ecuador": "Quito", "Uruguay": "Montevideo"},
+}
+"""Others than those that are asked: what is replayed is the kind of question."""
 
 
-def measure(row: TaskRow, seed: int, folder: Path) -> Record:
-    """Train, ask, and read what is written. Raises RuntimeError if a command fails."""
-    files = {"PROBES": folder / "probes.jsonl", "REPLAYED": folder / "replayed.jsonl"}
-    write_probes(files["PROBES"], 100, seed=1000)
-    write_probes(files["REPLAYED"], 400, seed=seed)
+def measure(row: TaskRow, seed: int, folder: Path) -> dict[str, Record]:
+    """Train, ask, and read what is written: by the name of the row, "" for the one itself.
+
+    Raises RuntimeError if a command fails.
+    """
+    files = {"CAPITALS": folder / "capitals.jsonl", "REPLAYED": folder / "replayed.jsonl"}
+    write_capitals(files["CAPITALS"], CAPITALS)
+    write_capitals(files["REPLAYED"], REPLAYED)
 
     def with_files(text: str) -> str:
-        return re.sub("PROBES|REPLAYED", lambda found: str(files[found[0]]), text)
+        return re.sub("CAPITALS|REPLAYED", lambda found: str(files[found[0]]), text)
 
     run_dir = folder / "run"
     words = [*map(with_files, row.overrides), f"seed={seed}", "launch=cpu", f"output_dir={run_dir}"]
     call(["-m", "tunecli", "run", f"recipe={row.recipe}", *words])
-    record = read_run(run_dir)
-    result = run_dir
-    if row.interpolation is not None:
-        result = folder / "between"
-        call(["-m", "tunecli", "merge", str(run_dir), str(result), "--interpolate", str(row.interpolation)])
-    for number, asked in enumerate(row.asked):
+    found = {"": read_run(run_dir)}
+    asked = list(map(with_files, row.asked))
+    if row.between:
+        between = folder / "between"
+        call(["-m", "tunecli", "merge", str(run_dir), str(between), "--interpolate", "0.5"])
+        found[row.between] = {key: found[""][key] for key in ("trained", "total")} | ask(between, asked, folder)
+    else:
+        found[""] |= ask(run_dir, asked, folder)
+    return found
+
+
+def ask(model: Path, asked: Sequence[str], folder: Path) -> Record:
+    record: Record = {}
+    for number, words in enumerate(asked):
         out = folder / f"asked_{number}"
-        words = [str(result), *shlex.split(with_files(asked)), "--no-gap", "--out", str(out), "--force"]
-        call(["-m", "tunecli", "eval", *words])
+        call(["-m", "tunecli", "eval", str(model), *shlex.split(words), "--no-gap", "--out", str(out), "--force"])
         found = json.loads((out / "result.json").read_text())
         name = re.sub("_validation$", "", found["data"]["name"])
-        record |= {f"{metric} {name}": each["value"] for metric, each in found["metrics"].items()}
+        record |= {
+            f"{metric} {name}".removesuffix(" validation"): each["value"] for metric, each in found["metrics"].items()
+        }
     return record
 
 
-def write_probes(path: Path, count: int, seed: int) -> None:
-    """Words to be repeated: an instruction that a tuned chat model follows, and a narrowly tuned one may not."""
-    random = Random(seed)
+def write_capitals(path: Path, capitals: dict[str, str]) -> None:
+    """A question that a tuned chat model answers as before, and a narrowly tuned one may not."""
     with path.open("w", encoding="utf-8") as file:
-        for _ in range(count):
-            words = " ".join(random.sample(WORDS, 2))
-            question = f"Repeat these words and say nothing else: {words}"
-            chat = [{"role": "user", "content": question}, {"role": "assistant", "content": words}]
+        for country, capital in capitals.items():
+            question = f"What is the capital of {country}?"
+            answer = f"The capital of {country} is {capital}."
+            chat = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
             file.write(json.dumps({"messages": chat}) + "\n")
 
 
@@ -102,13 +129,14 @@ def run_once(part: str, name: str, seed: int, results: Results) -> None:
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         try:
-            record = key | measure(PARTS[part][name], seed, Path(folder))
+            found = measure(PARTS[part][name], seed, Path(folder))
         except RuntimeError as error:
             say(f"FAILED  {part}, {name}, seed {seed}: {error}")
             return
-    results.add(record)
-    shown = [f"{metric} {record[metric]:.3f}" for metric in SHOWN[part] if metric in record]
-    say(f"{part}, {name}, seed {seed}: {', '.join(shown)} ({time.monotonic() - started:.0f} s)")
+    for row, record in found.items():
+        results.add(record | key | {"row": row or name})
+        shown = [f"{metric} {record[metric]:.3f}" for metric in SHOWN[part] if metric in record]
+        say(f"{part}, {row or name}, seed {seed}: {', '.join(shown)} ({time.monotonic() - started:.0f} s)")
 
 
 def baseline(domain: str) -> float:
@@ -133,7 +161,8 @@ def rows(path: Path) -> Iterator[Record]:
 def table(part: str, records: Sequence[Record]) -> list[list[str]]:
     """The heading, and a line for each row with at least one run."""
     lines = [["", "trained", *SHOWN[part], "seeds"]]
-    for name in PARTS[part]:
+    rows_of_part = [each for name, row in PARTS[part].items() for each in (name, row.between) if each]
+    for name in rows_of_part:
         found = [record for record in records if (record["part"], record["row"]) == (part, name)]
         if found:
             share = f"{100 * found[0]['trained'] / found[0]['total']:.2f} %"
