@@ -100,6 +100,12 @@ def test_labels_that_are_not_learnt_are_said():
     assert "(text, told from the columns; Label is not read; stage=classify learns labels)" in facts[0]
 
 
+def test_a_length_that_the_model_has_no_positions_for():
+    words = ["data=file", "data.path=builtin:smoke_labels", "data.validation=null", "train.eval_every=null"]
+    facts, bad, _ = lint(compose_run("smoke_classify", words).config)
+    assert facts[0] == "data.max_length=512, not 2048: the model has no more positions" and not bad
+
+
 def test_rows_that_are_skipped_are_no_errors():
     _, bad, (warned,) = checked([*GOOD, "not json"], "data.on_bad_row=skip")
     assert not bad and "1 of 6 rows cannot be used and is left out" in warned.what

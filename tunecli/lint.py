@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from tunecli import retain
 from tunecli.assembly.data import Data, encoding_of, prepare_data
+from tunecli.assembly.positions import within_positions
 from tunecli.config.counted import counted
 from tunecli.config.data import OnBadRow, first_rows, validation_share
 from tunecli.config.errors import ConfigError, Problem, UserError
@@ -52,6 +53,7 @@ def lint(config: RunConfig, given: Mapping[str, str] | None = None) -> tuple[lis
     Raises:
         ConfigError: what adapters are to start from cannot be had or does not fit; bad rows that leave too few.
     """
+    config, notes = within_positions(config)
     unfit = [*fit_problems(config, given), *_cannot_be_retained(config)]
     data = _prepared(config)
     assert data.train is not None
@@ -66,7 +68,7 @@ def lint(config: RunConfig, given: Mapping[str, str] | None = None) -> tuple[lis
     for side, examples in sides.items():
         odd += _duplicates(side, examples)
     odd += _labels_without_rows(config, data)
-    facts = list(about.facts(config.data, data.train, data.validation))
+    facts = [*notes, *about.facts(config.data, data.train, data.validation)]
     return facts, [*unfit, *(bad if config.data.on_bad_row is OnBadRow.error else [])], odd
 
 

@@ -15,11 +15,13 @@ from tunecli.config.errors import ConfigError, UserError, print_error
 def main(run_dir: Path) -> int:
     try:
         from tunecli.assembly.data import prepare_data
+        from tunecli.assembly.positions import within_positions
         from tunecli.config.compose import load_config
         from tunecli.peft_methods.rehearsal import misfits
         from tunecli.peft_methods.starting import put_starts_in_place, start_folders
 
-        config = put_starts_in_place(load_config(run_dir / "config.yaml"), run_dir)
+        config, _ = within_positions(load_config(run_dir / "config.yaml"))
+        config = put_starts_in_place(config, run_dir)
         if problems := misfits(config, start_folders(config, run_dir)):
             raise ConfigError(problems)
         prepare_data(config, show_progress=True)

@@ -16,6 +16,7 @@ from torch import nn
 
 from tunecli.assembly.data import Data, build_feed, prepare_data
 from tunecli.assembly.model import build_policy, head_factors, pull_hooks
+from tunecli.assembly.positions import within_positions
 from tunecli.assembly.stage import build_setting, build_stage, first_batches
 from tunecli.config.counted import counted
 from tunecli.config.data import validation_share
@@ -80,7 +81,7 @@ def main(config: RunConfig, run_dir: Path) -> int:
     _check_world(config, accelerator)
     lock = lock_run(run_dir) if accelerator.is_main_process else None
     display = Display(enabled=accelerator.is_main_process, log_file=run_dir / "log.txt")
-    config = put_starts_in_place(config, run_dir)
+    config, notes = within_positions(put_starts_in_place(config, run_dir))
     if problems := misfits(config, start_folders(config, run_dir)):
         raise ConfigError(problems)
 
@@ -123,6 +124,8 @@ def main(config: RunConfig, run_dir: Path) -> int:
         _write_environment(run_dir, data)
         if checkpoint is None:
             point_latest_at(run_dir, config.recipe)
+    for note in notes:
+        display.note(note, style="yellow")
     _announce(config, display, policy, data, precision.value, num_steps, checkpoint)
     recorder.status("running", step=progress.step, exit_status=0)
     finished = train(

@@ -69,6 +69,12 @@ def test_a_file_with_a_recipe_of_the_users_choice(asked, folder: Path, capsys: p
     assert config.data.validation == "0.1" and "recipe=" not in capsys.readouterr().err
 
 
+def test_a_recipe_that_measures_more_than_a_loss(asked, folder: Path):
+    (folder / "pairs.jsonl").touch()
+    config, *_ = asked("recipe=smoke_seq2seq", "pairs.jsonl")
+    assert config.data.path == "pairs.jsonl" and config.data.validation is None
+
+
 def test_a_run_directory_means_the_data_of_that_run(asked, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["show", "recipe=smoke_sft_full", "data.max_length=77"]) == 0
     (tmp_path / "config.yaml").write_text(capsys.readouterr().out)

@@ -16,6 +16,7 @@ from tunecli.config.data import DataConfig, Overlong, Side, SourceConfig
 from tunecli.config.errors import UserError
 from tunecli.config.stage import ClassifyConfig, ProblemType, Subwords, TagConfig, Task
 from tunecli.data.examples import Labelled, Tagged, TooLong, Unusable
+from tunecli.data.formats.labelled import labels_of
 from tunecli.data.labels import class_weights, ordered, run_labels
 from tunecli.data.mixture import build
 from tunecli.data.tokenize import tokenize
@@ -311,3 +312,17 @@ DETECTED: list[tuple[dict, Callable]] = [
 def test_formats_are_told_from_the_columns(tmp_path: Path, row: dict, holds: Callable):
     train, _ = prepare(DataConfig(path=write(tmp_path / "rows.jsonl", [row])))
     assert holds(train[0])
+
+
+@pytest.mark.parametrize(
+    ("value", "labels"),
+    [
+        ("film", ("film",)),
+        (["film", 3], ("film", "3")),
+        ('["film", "plot"]', ("film", "plot")),  # in a table
+        ("[]", ()),
+        ("[sic] film", ("[sic] film",)),
+    ],
+)
+def test_labels_of_a_row(value: object, labels: tuple[str, ...]) -> None:
+    assert labels_of({"label": value}) == labels

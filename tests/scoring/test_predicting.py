@@ -92,10 +92,29 @@ def test_a_bad_row_loses_no_other(classifier: Path, tmp_path: Path, capsys: pyte
     assert json.loads(capsys.readouterr().out) == found[0]
 
 
+def test_a_text_longer_than_the_model_reads_is_cut(classifier: Path, tmp_path: Path) -> None:
+    """A BERT has a vector for each of 512 places."""
+    file = write(tmp_path / "long.jsonl", [{"text": "a lovely film " * 300}, {"text": "bad"}])
+    assert [len(record["predicted"]) > 0 for record in predicted(classifier, file, "data.max_length=2048")] == [
+        True
+    ] * 2
+
+
+def test_the_rows_of_one_task_of_several(tmp_path: Path) -> None:
+    """However the training rows of the tasks were mixed."""
+    rows = [{"text": text, "label": label} for text, label in [("good", "yes"), ("bad", "no")] * 4]
+    files = [write(tmp_path / f"{name}.jsonl", rows) for name in "ab"]
+    mix = ",".join(f"{{path: {file}, task: {name}}}" for file, name in zip(files, "ab", strict=True))
+    words = ("data=mix", f"data.mix=[{mix}]", "data.mixing=equal", "data.validation=0.3", "train.max_steps=1")
+    run = trained_run(tmp_path / "run", "smoke_classify", *words)
+    plan = predicting.plan(str(run), files[0], task="a")
+    assert {record["predicted"] for record in predicting.predict(plan)} <= {"yes", "no"}
+
+
 def test_bad_input_is_one_message(classifier: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         predicting.plan(str(classifier), str(tmp_path / "none.jsonl"))
-    with pytest.raises(UserError, match="no format reads these columns"):
+    with pytest.raises(UserError, match="no format reads these columns: nothing\n"):
         predicting.plan(str(classifier), write(tmp_path / "rows.jsonl", [{"nothing": 1}]))
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")

@@ -124,7 +124,7 @@ def derived(config: RunConfig) -> dict[str, str]:
         )
     warmup = f"warm-up {counted(int(train.warmup_steps), 'step')}"
     if 0 < train.warmup_steps < 1:
-        warmup = f"of which {train.warmup_steps:.3g} are warm-up"
+        warmup = f"of which {train.warmup_steps:.3g} of all are warm-up"
     length = counted(train.max_steps, "step") if train.max_steps else f"{train.num_epochs:g} passes over the data"
     return {
         "model": config.model.path + _storage(config),

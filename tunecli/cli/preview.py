@@ -75,6 +75,7 @@ def _config(words: list[str]) -> RunConfig:
         return _config_of_run(Path(files[0]), others)
     from tunecli.config.checks import find_problems
     from tunecli.config.compose import compose_run
+    from tunecli.config.evaluation import EvaluationConfig
 
     recipe, overrides = _recipe(others, files)
     composed = compose_run(recipe, overrides)
@@ -82,6 +83,7 @@ def _config(words: list[str]) -> RunConfig:
         print(f"note: {note}", file=sys.stderr)
     if files:
         composed.config.data.path = files[0]
+        composed.config.evaluation = EvaluationConfig()  # of validation rows, which a file alone does not have
     if problems := find_problems(composed.config):
         raise ConfigError(problems)
     return composed.config

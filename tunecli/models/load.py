@@ -168,6 +168,12 @@ def load_model(
     return model
 
 
+def shape_of(config: ModelConfig) -> PretrainedConfig:
+    """What the model says of its shape, fetched where it is not on this disk."""
+    source = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    return _from_pretrained(AutoConfig, resolve_path(config.path), config, **source)
+
+
 def config_on_disk(config: ModelConfig) -> PretrainedConfig | None:
     """What the model says of its shape; None: it would have to be fetched."""
     source = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
@@ -249,13 +255,7 @@ def check_kind(config: ModelConfig, task: Task) -> None:
     """Raises UserError: an encoder-decoder for a stage that trains decoders, or the other way round."""
     if task not in (Task.causal_lm, Task.seq2seq_lm):
         return
-    found = _from_pretrained(
-        AutoConfig,
-        resolve_path(config.path),
-        config,
-        revision=config.revision,
-        trust_remote_code=config.trust_remote_code,
-    )
+    found = shape_of(config)
     if task is Task.seq2seq_lm and not found.is_encoder_decoder:
         raise UserError(
             f"{config.path} ({found.model_type}) is no encoder-decoder",

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tunecli.assembly.data import Data, prepare_data
+from tunecli.assembly.positions import within_positions
 from tunecli.config.data import DataConfig, OnBadRow, first_rows, training_sources
 from tunecli.config.errors import UserError
 from tunecli.config.peft import without_head
@@ -56,6 +57,7 @@ def preview(config: RunConfig, wanted: Wanted, *, validation: bool = False, show
     """
     if validation and config.data.validation is None:
         raise UserError("there are no validation data", where="data.validation", fix="data.validation=0.05, say")
+    config, shorter = within_positions(config)
     data, notes = _prepare(config, show_progress)
     dataset = data.train
     if validation:
@@ -69,7 +71,7 @@ def preview(config: RunConfig, wanted: Wanted, *, validation: bool = False, show
         data=[source] if source else [entry.path for entry in training_sources(config.data)],
         formats=list(dict.fromkeys(dataset.summary["formats"])),
         max_length=config.data.max_length,
-        notes=notes,
+        notes=[*shorter, *notes],
         statistics=statistics(dataset, None if validation else _drawn(config.data, dataset)),
         left_out=_left_out(dataset),
         found=dataset.found,

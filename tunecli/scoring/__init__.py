@@ -18,11 +18,13 @@ import torch
 from accelerate import Accelerator
 
 from tunecli.assembly.data import Data
+from tunecli.assembly.positions import within_positions
 from tunecli.assembly.stage import build_setting
 from tunecli.config.data import Side, validation_share
 from tunecli.config.run import RunConfig
 from tunecli.config.scored import ALLOWED, UNTRAINED, Scored, scored
 from tunecli.config.stage import VerbalizeConfig
+from tunecli.data import about
 from tunecli.data.labelled import words_with_tokens
 from tunecli.data.labels import Labels
 from tunecli.data.sample import drawn
@@ -141,6 +143,7 @@ def choose_base(run: RunConfig, words: Sequence[str]) -> tuple[Subject, Scored]:
 
 def _chosen(subject: Subject, overrides: list[str]) -> tuple[Subject, Scored]:
     chosen = scored(subject.config, overrides, allowed_for(subject))
+    chosen = replace(chosen, config=within_positions(chosen.config)[0])
     return asked_as(subject, chosen.config), chosen
 
 
@@ -305,6 +308,7 @@ def _about(chosen: Scored, rows: Rows) -> dict[str, Any]:
 
 def _notes(session: Session, rows: Rows, chosen: Scored, *, gap: bool) -> list[str]:
     notes = [session.note] if session.note else []
+    notes += [what for what, _ in about.losses(chosen.config.data, rows.scored)]
     if gap and rows.train is None:
         notes.append(f"no generalisation gap: {_why_no_training(session.subject)}")
     return notes

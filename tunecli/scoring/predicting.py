@@ -9,13 +9,14 @@ from itertools import islice
 from typing import Any
 
 from tunecli.assembly.data import Data
+from tunecli.assembly.positions import within_positions
 from tunecli.assembly.readers import batching_of
 from tunecli.config.counted import counted
-from tunecli.config.data import Overlong, Side, SourceConfig, training_sources
+from tunecli.config.data import DataConfig, Overlong, Side, SourceConfig, training_sources
 from tunecli.config.data_checks import formats_for
 from tunecli.config.errors import UserError
 from tunecli.config.run import RunConfig
-from tunecli.config.scored import scored
+from tunecli.config.scored import OF_FILE, scored
 from tunecli.config.stage import SFTConfig, Task, Turns, VerbalizeConfig
 from tunecli.data.dataset import LOOKED_AT
 from tunecli.data.encode import CHUNK_ROWS, RowEncoder
@@ -73,16 +74,18 @@ def plan(path: str, file: str, words: Sequence[str] = (), task: str | None = Non
     if launching := next((word for word in overrides if word.startswith("launch.")), None):
         raise UserError("predictions are made by one process", where=launching, fix="leave it out")
     subject = find_subject(path, stage or implied(overrides))
-    usual = SourceConfig(path=file)
     data = replace(
         subject.config.data,
-        **{"path": file, "mix": [], "validation": None, "split": usual.split, "subset": None, "revision": None},
-        max_samples=None,
+        **{name: getattr(DataConfig(path=None), name) for name in OF_FILE},
+        path=file,
+        mix=[],
+        validation=None,
         streaming=False,
     )
     if not subject.trained:
         data = replace(data, format="auto")
     config = scored(replace(subject.config, data=data), overrides, allowed_for(subject)).config
+    config, _ = within_positions(config)
     subject, config = _answering(asked_as(subject, config), config)
     (source,) = training_sources(config.data)
     apply_chat_template_choice(subject.tokenizer, config.data.chat_template)

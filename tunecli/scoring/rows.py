@@ -124,6 +124,10 @@ def _check(subject: Subject, chosen: Scored, examples: Mixture, labels: Labels |
             check_rows(labels, examples)
         except UserError as error:
             known = ", ".join(labels.names[:20])
+            if len(labels.by_task) > 1:
+                tasks = ", ".join(labels.by_task)
+                fix = f"say of which task the rows are ({tasks}): 'data.mix=[{{path: FILE, task: NAME}}]'"
+                raise UserError(error.what, where="data", fix=fix) from None
             fix = f"the model knows {known}: mend the row, or name another column: data.columns.label=COLUMN"
             raise UserError(error.what, where=error.where, fix=fix) from None
     if labels is None and chosen.config.evaluation.choices:

@@ -11,6 +11,7 @@ from omegaconf import MISSING
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from tunecli.assembly.data import encoding_of
+from tunecli.assembly.positions import within_positions
 from tunecli.config.data import DataConfig, training_sources
 from tunecli.config.errors import UserError
 from tunecli.config.evaluation import EvaluationConfig
@@ -164,7 +165,7 @@ def _subject(source: Source, config: RunConfig, *, trained: bool = True) -> Subj
             )
         tasks = source_names(training_sources(config.data)) if source.run is not None else []
         labels = labels_of(head_of(stored).labels, tasks)
-    return Subject(source, config, tokenizer_of(source), labels, trained)
+    return Subject(source, within_positions(config)[0], tokenizer_of(source), labels, trained)
 
 
 def asked_as(subject: Subject, config: RunConfig) -> Subject:

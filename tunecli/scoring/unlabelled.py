@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from tunecli.config.errors import UserError
 from tunecli.data.examples import Example, Labelled, Tagged
 from tunecli.data.formats import Format, choose_format
 from tunecli.data.formats.columns import mapped, missing
@@ -88,7 +89,12 @@ def choose(
     }
     # Plain text is all answer; here it is what the model goes on from.
     fits = name != "text" and (needed is None or needed in whole or needed in kept)
-    found = choose_format(name if fits else "auto", kept if fits else {}, whole, known)
+    asked = (name if fits else "auto", kept if fits else {})
+    try:
+        found = choose_format(*asked, whole, known)
+    except UserError:
+        choose_format(*asked, first, known)  # which says the same of the row without stand-ins
+        raise
     read = {column: source for column, source in found.columns.items() if column != TARGETS.get(found.name)}
     return Unlabelled(replace(found, columns=read), kind, label, raw)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from tunecli.data.examples import Labelled, Unusable
@@ -24,10 +25,20 @@ def _text(values: dict[str, Any], column: str) -> str:
 
 
 def labels_of(values: dict[str, Any]) -> tuple[str, ...]:
-    """One label, or a list of them, each a text or a number."""
+    """One label, or a list of them, each a text or a number; a table has the list as JSON."""
     value = fields.required(values, "label")
-    several = value if isinstance(value, list) else [value]
+    several = value if isinstance(value, list) else _listed(value)
     return tuple(_label(each) for each in several)
+
+
+def _listed(value: Any) -> list[Any]:
+    if not isinstance(value, str) or not value.strip().startswith("["):
+        return [value]
+    try:
+        found = json.loads(value)
+    except json.JSONDecodeError:
+        return [value]
+    return found if isinstance(found, list) else [value]
 
 
 def _label(value: Any) -> str:
