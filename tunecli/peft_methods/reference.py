@@ -1,9 +1,9 @@
 """The reference of preference learning and PPO: the policy as it was before its first step.
 
 Where everything that is trained started as nothing, the reference is the same model with that switched off, and
-costs no memory; start adapters that are frozen stay on. Else (full fine-tuning, virtual tokens and prefixes, PiSSA and
-OLoRA, which change the base, a trained entry with `init_from`) it is the same model with copies of the trained tensors
-as they were, which take their places for as long as it is asked.
+costs no memory; start adapters that are frozen stay on. Else (full fine-tuning, virtual tokens and prefixes, PiSSA
+and OLoRA, which change the base, a trained entry with `init_from`) it is the same model with copies of the trained
+tensors as they were, which take their places for as long as it is asked.
 """
 
 from __future__ import annotations
