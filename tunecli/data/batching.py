@@ -186,6 +186,7 @@ def _packed(readings: list[Reading], starts: list[int]) -> dict[str, Tensor | No
         "input_ids": torch.cat([reading.input_ids for reading in readings])[None],
         "position_ids": torch.cat(_positions(readings))[None],
         "cu_seq_lens": torch.tensor(starts, dtype=torch.int32),
+        "parents": _parents(readings),
         "attention_mask": None,
         "token_type_ids": torch.cat(types)[None] if types else None,
     }
@@ -216,4 +217,15 @@ def _num_tokens(reading: Reading) -> int:
 
 def _positions(readings: list[Reading]) -> list[Tensor]:
     """Of each sequence."""
-    return [torch.arange(length) for reading in readings for length in reading.lengths]
+    return [positions for reading in readings for positions in reading.positions]
+
+
+def _parents(readings: list[Reading]) -> Tensor | None:
+    """With sequences counted through the batch; None where none continues another."""
+    if not any(reading.parents for reading in readings):
+        return None
+    found: list[int] = []
+    for reading in readings:
+        parents = reading.parents or (-1,) * len(reading.lengths)
+        found += [parent + len(found) if parent >= 0 else -1 for parent in parents]
+    return torch.tensor(found)

@@ -46,6 +46,8 @@ class Reading:
     """[n] int64: 1 in the second text of a pair; None: the model does not tell them apart"""
     starts: tuple[int, ...] = ()
     """where each sequence after the first begins"""
+    parents: tuple[int, ...] = ()
+    """of each sequence: which one of them it continues, -1 where none; empty: all of them stand alone"""
     answers: Answers | None = None
     decoder_input_ids: Tensor | None = None
     """[m] int64: what the decoder of an encoder-decoder reads, whose positions `kept` are then"""
@@ -54,6 +56,14 @@ class Reading:
     def lengths(self) -> list[int]:
         """Tokens of each sequence."""
         return [end - start for start, end in pairwise((0, *self.starts, len(self.input_ids)))]
+
+    @property
+    def positions(self) -> list[Tensor]:
+        """Of each sequence's tokens; those of one that continues another go on from there."""
+        lengths = self.lengths
+        parents = self.parents or (-1,) * len(lengths)
+        firsts = [lengths[parent] if parent >= 0 else 0 for parent in parents]
+        return [torch.arange(first, first + length) for first, length in zip(firsts, lengths, strict=True)]
 
     @property
     def outputs(self) -> list[int]:

@@ -21,7 +21,7 @@ class Batch:
     input_ids: Tensor
     """[1, tokens] or [rows, width]"""
     position_ids: Tensor
-    """the same shape, from 0 in every sequence"""
+    """the same shape, from 0 in every sequence that continues no other"""
     cu_seq_lens: Tensor | None
     """[sequences + 1] int32: where each packed sequence starts, and the end of the last"""
     attention_mask: Tensor | None
@@ -49,6 +49,9 @@ class Batch:
     """[candidates] int64: which question each is an answer to; those of one question stand together"""
     right: Tensor | None = None
     """[questions] int64: the candidate that is right"""
+    parents: Tensor | None = None
+    """[sequences] int64: the packed sequence that each continues, whose tokens it sees, and which continues none
+    itself; -1: none; None: all of them stand alone"""
     adapters: Tensor | None = None
     """[sequences] int64: which adapter each is for; None: all of them for all"""
     num_tokens: int
