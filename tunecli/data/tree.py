@@ -41,7 +41,7 @@ def with_shared_beginning(reading: Reading) -> Reading:
         input_ids=torch.cat([sequences[0][:shared], *rests]),
         kept=_moved(reading.kept, torch.tensor([0, *reading.starts]), torch.tensor(starts), shared),
         starts=tuple(starts),
-        parents=(-1, *[0] * len(rests)),
+        parents=torch.tensor([-1, *[0] * len(rests)]),
     )
 
 
