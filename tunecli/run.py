@@ -102,7 +102,7 @@ def main(config: RunConfig, run_dir: Path) -> int:
         starts=start_folders(config, run_dir),
     )
     feed = build_feed(config, data, LeftOut(run_dir / "left_out.jsonl", enabled=accelerator.is_main_process))
-    stage = build_stage(config, data, feed, policy, accelerator, num_examples)
+    stage = build_stage(config, data, feed, policy, accelerator, num_examples, run_dir=run_dir, note=display.note)
     factors = rate_factors(policy, config.peft) | head_factors(policy, config)
     optimizer = build_optimizer(policy, config.train, factors)
     hooks = [*step_hooks(policy.lm, config.peft, num_steps), *pull_hooks(config, policy, optimizer)]

@@ -9,6 +9,7 @@ from tunecli.config.run import RunConfig, micro_batch_tokens
 from tunecli.config.stage import (
     ClassifyConfig,
     Objective,
+    PreferenceConfig,
     PretrainConfig,
     Task,
     VerbalizeConfig,
@@ -18,8 +19,9 @@ from tunecli.data.candidates import Candidates
 from tunecli.data.corruption import PrefixLM, SpanCorruption, end_of_text
 from tunecli.data.labels import class_weights
 from tunecli.data.masking import MaskedTokens, mask_of, ordinary_tokens
-from tunecli.data.reading import EachWord, Place, Reader, SourceTarget, WholeText, next_tokens
+from tunecli.data.reading import AnswerTokens, EachWord, Place, Reader, SourceTarget, WholeText, next_tokens
 from tunecli.data.text_encoder import TextEncoder
+from tunecli.data.tree import Tree
 from tunecli.data.verbalizing import Verbalizer
 from tunecli.models.policy import Policy
 from tunecli.models.self_test import Wrapped
@@ -54,6 +56,10 @@ def _reader(config: RunConfig, data: Data, policy: Wrapped) -> Reader:
         )
     if isinstance(stage, VerbalizeConfig):
         return _candidates(config, data)
+    if isinstance(stage, PreferenceConfig):
+        shift = partial(shifted, policy.lm) if isinstance(policy, Seq2SeqPolicy) else None
+        read = AnswerTokens(shift=shift)
+        return Tree(read) if getattr(policy, "trees", False) else read
     if isinstance(policy, Seq2SeqPolicy):
         return _two_sides(config, data, policy)
     if data.labels is None or isinstance(policy, Policy):

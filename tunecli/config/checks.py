@@ -23,8 +23,9 @@ from tunecli.config.model_path import is_folder_name
 from tunecli.config.nearest import did_you_mean
 from tunecli.config.peft import choosing
 from tunecli.config.peft_checks import missing_starts, peft_problems
+from tunecli.config.preference_checks import preference_problems
 from tunecli.config.run import RunConfig
-from tunecli.config.stage import ProblemType, StageConfig, Task, VerbalizeConfig
+from tunecli.config.stage import PreferenceConfig, ProblemType, StageConfig, Task, VerbalizeConfig
 from tunecli.config.stage_checks import stage_problems
 from tunecli.config.train import Precision
 
@@ -63,6 +64,7 @@ GENERATED = {
 """Metrics of generated answers -> which number of `evaluation` gives them."""
 METRICS = {
     "text": ("loss", "perplexity", "choice_accuracy", *(name.removeprefix("eval/") for name in GENERATED)),
+    "preferences": ("loss", "rewards/accuracies", "rewards/margins", "rewards/chosen", "logps/chosen"),
     "tags": ("loss", "f1", "precision", "recall", "accuracy"),
     ProblemType.single_label.value: ("loss", "accuracy", "f1_macro", "mcc", "ece"),
     ProblemType.multi_label.value: ("loss", "exact_match", "f1_micro", "f1_macro"),
@@ -91,6 +93,7 @@ def find_problems(config: RunConfig, *, new_run: bool = False) -> list[Problem]:
         *data_problems(config),
         *stage_problems(config),
         *language_problems(config),
+        *preference_problems(config),
         *([*missing_starts(config), *_output_dir(config)] if new_run else []),
     ]
 
@@ -205,6 +208,8 @@ def metrics_of(stage: StageConfig) -> tuple[str, ...]:
     kind = "text"
     if stage.task is Task.token_classification:
         kind = "tags"
+    elif isinstance(stage, PreferenceConfig):
+        kind = "preferences"
     elif stage.task is Task.sequence_classification or isinstance(stage, VerbalizeConfig):
         kind = getattr(stage, "problem_type", ProblemType.single_label).value
     return tuple(f"eval/{name}" for name in METRICS[kind])

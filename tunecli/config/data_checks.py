@@ -11,7 +11,7 @@ from tunecli.config.errors import Problem
 from tunecli.config.model import Attention
 from tunecli.config.nearest import did_you_mean
 from tunecli.config.run import RunConfig
-from tunecli.config.stage import Rows, Seq2SeqConfig, StageConfig, Task, Turns
+from tunecli.config.stage import PreferenceConfig, Rows, Seq2SeqConfig, StageConfig, Task, Turns
 
 FORMATS = {
     "alpaca": ("instruction", "input", "output", "system", "history"),
@@ -41,7 +41,7 @@ LABELLED = {
 JUDGED = {
     Rows.judged: ("preference", "scored"),
     Rows.pairs: ("preference",),
-    Rows.feedback: ("feedback",),
+    Rows.feedback: ("feedback", "preference"),
     Rows.prompts: ("prompts",),
 }
 """Formats of rows that hold what is thought of an answer, or questions alone."""
@@ -218,18 +218,19 @@ def _text_to_text(config: RunConfig) -> Iterator[Problem]:
     if stage.task is Task.seq2seq_lm and config.model.attention is Attention.packed:
         fix = "model.attention=auto"
         yield Problem("model.attention", "is packed, and encoder-decoders read padded rows", fix)
-    if not isinstance(stage, Seq2SeqConfig):
+    if stage.task is not Task.seq2seq_lm or not isinstance(stage, Seq2SeqConfig | PreferenceConfig):
         return
-    if stage.max_target_length < 2:
+    if isinstance(stage, Seq2SeqConfig) and stage.max_target_length < 2:
         yield Problem("stage.max_target_length", f"is {stage.max_target_length}", "2 or more")
     if data.overlong is Overlong.split:
         fix = "data.overlong=truncate or drop"
         yield Problem("data.overlong", "is split, and a piece of a source has no target of its own", fix)
+    plain = f"stage={stage.name}, which reads plain text here"
     if data.chat_template is not None:
-        yield _idle("data.chat_template", "stage=seq2seq, which reads plain text", "data.chat_template=null")
+        yield _idle("data.chat_template", plain, "data.chat_template=null")
     if data.system in (SystemPolicy.add, SystemPolicy.replace):
         fix = "data.system=keep; write it into the text with data.columns.source='...{column}'"
-        yield _idle("data.system", "stage=seq2seq, which reads plain text", fix)
+        yield _idle("data.system", plain, fix)
 
 
 def _streaming(config: RunConfig) -> Iterator[Problem]:

@@ -258,7 +258,7 @@ def _answer_types(example: Encoded) -> Tensor:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerTokens:
     """For a language model: the tokens of the completions of a pair, or of one with feedback, each text read alone.
-    Those of a text are a candidate, and each of its tokens a unit."""
+    Those of a text are a candidate, and each of its tokens a unit. The first token of a text is told by nothing."""
 
     shift: Shift | None = None
     """of an encoder-decoder; None: a causal model"""
@@ -268,15 +268,17 @@ class AnswerTokens:
 
     def _next(self, example: Encoded) -> Reading:
         sides = sides_of(example)
+        firsts = torch.tensor([side.start for side in sides])
+        starts = tuple(firsts[1:].tolist())
         places = example.trained.nonzero()[:, 0]
-        starts = tuple(side.start for side in sides[1:])
+        places = places[~torch.isin(places, firsts)]
         return Reading(
             example.input_ids,
             kept=places - 1,
             targets=example.input_ids[places],
             weights=torch.ones(1),
             starts=starts,
-            answers=compared(example, torch.searchsorted(torch.tensor((0, *starts)), places, right=True) - 1),
+            answers=compared(example, torch.searchsorted(firsts, places, right=True) - 1),
         )
 
     def _two_sides(self, example: Encoded, shift: Shift) -> Reading:

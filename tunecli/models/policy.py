@@ -43,6 +43,8 @@ class Policy(nn.Module):
         self.head = head
         self.multiple = 1
         """Packed rows are filled up to a multiple of this many tokens."""
+        self.trees = False
+        """Sequences of packed rows may go on from others; `shared_beginning` finds out whether that is exact."""
 
     def forward(self, batch: Batch) -> Tensor:
         """[trained] fp32 log-probabilities of `batch.targets`."""
