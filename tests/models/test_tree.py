@@ -18,7 +18,7 @@ from tunecli.config.stage import Task
 from tunecli.data.batching import collate
 from tunecli.data.encoded import Encoded
 from tunecli.data.reading import Answers, Reading
-from tunecli.data.tree import Tree, with_shared_beginning
+from tunecli.data.tree import with_shared_beginning
 from tunecli.engine.batch import Batch
 from tunecli.models import attention
 from tunecli.models.policy import filled_up
@@ -79,8 +79,8 @@ def read_pair(example: Encoded, source: str, number: int = 0) -> Reading:
 def batches(**kwargs: object) -> tuple[Batch, Batch]:
     """The same pairs whole and as trees, packed."""
     pairs, found = Pairs(**kwargs), []
-    for read in (read_pair, Tree(read_pair)):
-        found.append(collate(pairs, range(len(pairs)), replace(batching(), read=read)))
+    for trees in (False, True):
+        found.append(collate(pairs, range(len(pairs)), replace(batching(), read=read_pair, trees=trees)))
     return found[0], found[1]
 
 
@@ -156,7 +156,8 @@ def test_a_reward_model_pools_the_last_token_of_each_branch() -> None:
 
     pairs = Pairs()
     whole, tree = (
-        collate(pairs, range(len(pairs)), replace(batching(), read=read)) for read in (last_tokens, Tree(last_tokens))
+        collate(pairs, range(len(pairs)), replace(batching(), read=last_tokens, trees=trees))
+        for trees in (False, True)
     )
     inject(lm, {}, seed=0)
     check_same(policy, whole, tree)

@@ -25,7 +25,6 @@ from tunecli.config.train import Optimizer, Scheduler, TrainConfig
 from tunecli.data.encoded import Encoded
 from tunecli.data.feed import Shuffled
 from tunecli.data.reading import AnswerTokens
-from tunecli.data.tree import Tree
 from tunecli.engine.console import Display
 from tunecli.engine.distributed import make_accelerator
 from tunecli.engine.loop import Progress, Trainer, train
@@ -128,7 +127,7 @@ def make_trainer(
         read = AnswerTokens(shift=partial(shifted, policy.lm))
     else:
         policy = choose_policy(causal_lm(), Attention.packed if packed else Attention.padded).policy
-        read = Tree(AnswerTokens()) if packed and trees else AnswerTokens()
+        read = AnswerTokens()
     inject(policy.lm, peft, seed=0)
     kinds = KINDS.get(stage.loss, (PAIR,))
     examples = examples or RandomAnswers(kinds=kinds, two_sides=bool(architecture), soft=True)
@@ -147,6 +146,7 @@ def make_trainer(
                 of=accelerator.num_processes,
             ),
             read=read,
+            trees=trees,
         ),
         accelerator=accelerator,
         global_batch_size=GLOBAL_BATCH,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tunecli.data.encoded import Encoded
 from tunecli.data.reading import Reader, Reading, next_tokens
+from tunecli.data.tree import with_shared_beginning
 from tunecli.engine.batch import Batch
 
 NUMBERS = ("margins", "probabilities", "scores", "reference")
@@ -64,6 +65,8 @@ class Batching:
     """what the model is to predict of an example"""
     copies: int = 1
     """how many times as long as an example what is read of it may be"""
+    trees: bool = False
+    """in packed rows what the sequences of an example begin with is laid out once"""
 
 
 def microbatches(
@@ -134,6 +137,8 @@ def collate(
         batching.read(examples[i], examples.names[source], number)
         for i, source, number in zip(indices, sources.tolist(), indices if numbers is None else numbers, strict=True)
     ]
+    if batching.trees and batching.packed:
+        readings = [with_shared_beginning(reading) for reading in readings]
     outputs = [length for reading in readings for length in reading.outputs]
     width = max(outputs)
     starts = [0]

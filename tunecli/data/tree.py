@@ -6,24 +6,13 @@ The beginning becomes a sequence of its own, and the rest of each goes on from t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from tunecli.data.encoded import Encoded
-from tunecli.data.reading import Reader, Reading
-
-
-@dataclass(frozen=True, slots=True)
-class Tree:
-    """A reader whose sequences are read so."""
-
-    read: Reader
-
-    def __call__(self, example: Encoded, source: str, number: int = 0) -> Reading:
-        return with_shared_beginning(self.read(example, source, number))
+from tunecli.data.reading import Reading
 
 
 def with_shared_beginning(reading: Reading) -> Reading:
@@ -31,7 +20,7 @@ def with_shared_beginning(reading: Reading) -> Reading:
     last state may stand for the whole."""
     sequences = reading.input_ids.tensor_split(reading.starts)
     shared = shared_length(sequences)
-    if len(sequences) < 2 or shared == 0:
+    if len(sequences) < 2 or shared == 0 or reading.decoder_input_ids is not None:
         return reading
     rests = [sequence[shared:] for sequence in sequences]
     lengths = [shared, *map(len, rests)]
