@@ -84,7 +84,7 @@ def _measured(
     known = [lead > 0 for lead in leads if lead is not None]
     return Evaluation(
         {f"eval/{name}": value for name, value in values.items()},
-        {"accuracy": known} if len(known) == len(leads) else {},
+        {"preferred": known} if len(known) == len(leads) else {},
         predictions=scores,
         losses=np.stack([each, np.ones(len(each))], axis=1),
     )
