@@ -257,6 +257,7 @@ def test_metrics_by_their_usual_names(tmp_path: Path) -> None:
     assert set(found.metrics) == {f"eval/{name}" for name in names | {"loss"}}
     assert found.metrics["eval/rewards/accuracies"] == 0.5 and found.metrics["eval/loss"] == pytest.approx(np.log(2))
     assert found.losses is not None and found.losses.shape == (5, 2)
+    assert [each.shape for each in found.predictions] == [(2, 1)] * 5
 
 
 def test_answers_alone_have_no_margin(tmp_path: Path) -> None:

@@ -230,6 +230,25 @@ def _reward(records: Sequence[Record]) -> Measures:
     return measures
 
 
+def _preference(records: Sequence[Record]) -> Measures:
+    """Of pairs, as the stage `preference` measures them."""
+    leads = [lead(record) for record in records]
+    pairs = np.array([i for i, each in enumerate(leads) if each is not None], np.int64)
+    own = np.array([each for each in leads if each is not None], np.float64)
+    right = (own > 0) + 0.5 * (own == 0)
+
+    def measures(counts: np.ndarray) -> dict[str, np.ndarray]:
+        if not len(pairs):
+            return {}
+        total = counts[:, pairs].sum(1)
+        return {
+            "rewards/accuracies": _ratio(counts[:, pairs] @ right, total),
+            "rewards/margins": _ratio(counts[:, pairs] @ own, total),
+        }
+
+    return measures
+
+
 def _order(values: np.ndarray) -> tuple[np.ndarray, csr_array]:
     """Which of the distinct values each example has, as a number and one-hot."""
     _, group = np.unique(values, return_inverse=True)
@@ -278,5 +297,6 @@ OF_KIND: dict[Kind, Callable[[Sequence[Record]], Measures]] = {
     Kind.multi_label: _multi_label,
     Kind.regression: _regression,
     Kind.reward: _reward,
+    Kind.preference: _preference,
     Kind.tags: _tags,
 }

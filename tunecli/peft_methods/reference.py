@@ -76,6 +76,17 @@ def reference_of(lm: PreTrainedModel, methods: Mapping[str, PeftConfig]) -> Refe
     return Reference(lm, methods, {name: parameter.detach().clone() for name, parameter in trained.items()})
 
 
+def reference_of_result(lm: PreTrainedModel, methods: Mapping[str, PeftConfig]) -> Reference | None:
+    """Of a run's result, in which the first values of what was trained are gone; None where that cannot do without
+    them.
+
+    Args:
+        lm: with the adapters that the run saved.
+    """
+    switched = methods and all(method.freeze or starts_as_nothing(method) for method in methods.values())
+    return Reference(lm, methods, None) if switched else None
+
+
 def starts_as_nothing(method: PeftConfig) -> bool:
     """Whether a model with it, untrained, is the one without it."""
     if method.init_from is not None or not FACTS[method.method].starts_as_base:

@@ -149,28 +149,40 @@ Part = tuple[Tensor, Tensor]
 
 
 def metrics(config: PreferenceConfig, answers: Answers, judged: Judged, weights: Tensor) -> dict[str, Part]:
-    """By their usual names. Of answers with feedback those that are liked are the chosen ones. Two answers of the
-    same worth, as all are before the first step, are half a right pair.
+    """By their usual names. Of answers with feedback those that are liked are the chosen ones. Margins and accuracies
+    are of pairs of which one answer is the better one; two of the same worth, as all are before the first step, are
+    half right.
 
     Args:
         weights: [rows] 0 for rows that only fill up.
     """
-    pairs, both = weights[answers.is_pair], answers.chosen[answers.is_pair]
+    pairs, side = weights[answers.is_pair], _side(answers)
     liked = answers.liked.nan_to_num(1.0)
     chosen, chosen_weights = answers.chosen, weights * liked
     disliked = answers.chosen[~answers.is_pair]
     rejected = torch.cat([answers.rejected, disliked])
     rejected_weights = torch.cat([pairs, (weights * (1 - liked))[~answers.is_pair]])
-    margins = judged.rewards[both] - judged.rewards[answers.rejected]
+    margins = _margins(answers, judged)
     logprobs = answers.logprobs.detach()
     return {
         "rewards/chosen": _part(judged.rewards[chosen], chosen_weights),
         "rewards/rejected": _part(judged.rewards[rejected], rejected_weights),
-        "rewards/margins": _part(margins, pairs),
-        "rewards/accuracies": _part(_right(margins), pairs),
+        "rewards/margins": _part(margins, pairs * side.abs()),
+        "rewards/accuracies": _part(_right(margins), pairs * side.abs()),
         "logps/chosen": _part(logprobs[chosen], chosen_weights),
         "logps/rejected": _part(logprobs[rejected], rejected_weights),
     }
+
+
+def _side(answers: Answers) -> Tensor:
+    """[pairs] 1 where the chosen answer is the better one, by its probability; -1 where it is not; 0: neither is."""
+    return (answers.probabilities[answers.is_pair] - 0.5).sign()
+
+
+def _margins(answers: Answers, judged: Judged) -> Tensor:
+    """[pairs] by how much the reward of the better answer leads."""
+    chosen, rejected = judged.rewards[answers.chosen[answers.is_pair]], judged.rewards[answers.rejected]
+    return _side(answers) * (chosen - rejected)
 
 
 def _right(margins: Tensor) -> Tensor:
@@ -198,9 +210,9 @@ def _reference(setting: Setting, config: PreferenceConfig) -> ReferenceScores | 
         return None
     if setting.reference is None:
         raise UserError(
-            f"loss={config.loss.value} compares with the model before training, which only the run itself has",
+            f"loss={config.loss.value} compares with the model before training, which is not in the result",
             where="stage",
-            fix="its metrics.jsonl has what was measured; stage=sft measures the model itself on texts",
+            fix="metrics.jsonl has what was measured in training; stage=sft measures the model itself on texts",
         )
     return ReferenceScores(
         reference=setting.reference,
@@ -300,7 +312,7 @@ class Preferences:
         kto = self.config.loss is PreferenceLoss.kto
         kls = self.divergences(model, examples, groups) if kto else [0.0] * len(groups)
         sums: Counter[str] = Counter()
-        losses = np.zeros((number, 2))
+        losses, rewards = np.zeros((number, 2)), []
         for group, kl in zip(groups, kls, strict=True):
             batch = collate(examples, group, self.setting.batching)
             logprobs = torch.from_numpy(np.concatenate([found[i] for i in group]))
@@ -314,19 +326,25 @@ class Preferences:
             parts |= self._by_source(answers, judged, batch, examples.names)
             output = replace(output, parts=parts, metrics={"kl": kl * batch.weights.sum()} if kto else {})
             sums.update({name: value.item() for name, value in output.sums(batch.weights.sum()).items()})
+            rewards += np.split(judged.rewards.numpy()[:, None], _edges(answers))
             losses[list(group), 0], losses[list(group), 1] = judged.losses.numpy(), 1
-        return Evaluation(means(sums), losses=losses)
+        return Evaluation(means(sums), predictions=rewards, losses=losses)
 
     def _by_source(self, answers: Answers, judged: Judged, batch: Batch, names: list[str]) -> dict[str, Part]:
         """The share of right pairs of each of several sources."""
         if len(names) == 1:
             return {}
-        right = _right(judged.rewards[answers.chosen[answers.is_pair]] - judged.rewards[answers.rejected])
+        right, counts = _right(_margins(answers, judged)), _side(answers).abs()
         sources = batch.sources[answers.is_pair]
         return {
-            f"rewards/accuracies/{name}": _part(right, (sources == number).float())
+            f"rewards/accuracies/{name}": _part(right, counts * (sources == number))
             for number, name in enumerate(names)
         }
+
+
+def _edges(answers: Answers) -> list[int]:
+    """Where the answers of each row after the first begin."""
+    return torch.bincount(answers.rows).cumsum(0)[:-1].tolist()
 
 
 def logprobs_of(model: nn.Module, batch: Batch) -> Tensor:
