@@ -3,6 +3,8 @@ matter; the reference stays where it is; KTO's divergence is that of the global 
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import subprocess
 import sys
@@ -16,10 +18,12 @@ from safetensors.torch import load_file
 from stages.preference_steps import ANSWER, GLOBAL_BATCH, PAIR, RandomAnswers, case, make_trainer, trained_by
 from torch import Tensor
 from torch.testing import assert_close
+from training import trained_run
 from tuners import disturbed
 
+from tests.peft_methods.test_grid import SMALL
 from tunecli.config.errors import UserError
-from tunecli.config.peft import LoraConfig, LoraInit, PTuningV2Config
+from tunecli.config.peft import PEFT_SCHEMAS, LoraConfig, LoraInit, PTuningV2Config
 from tunecli.config.stage import PreferenceConfig, PreferenceLoss, ReferenceTime
 from tunecli.config.train import Scheduler, TrainConfig
 from tunecli.data.encoded import Encoded
@@ -27,6 +31,7 @@ from tunecli.data.mismatched import mismatched
 from tunecli.engine.loop import Trainer
 from tunecli.engine.stage import means
 from tunecli.launch import ACCELERATE_CONFIG
+from tunecli.merge import merge
 from tunecli.ops import preference as ops
 from tunecli.stages.preference import preference_stage
 
@@ -283,6 +288,49 @@ def test_a_model_that_is_only_scored_has_no_reference(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="before training"):
         preference_stage(setting)
     assert preference_stage(replace(setting, config=of(L.orpo))).evaluate(trainer.model, lambda done: True).metrics
+
+
+def step_0(run: Path) -> dict[str, float]:
+    return json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+
+
+def words_of(method: str) -> list[str]:
+    values = [f"{key}={value}" for key, value in SMALL.get(method, {}).items() if not isinstance(value, str)]
+    values += ["tinit=1", "tfinal=1", "deltaT=1"] if method == "adalora" else []
+    return [f"peft=[{method}]", *(f"peft.{method}.{value}" for value in values)]
+
+
+@pytest.mark.parametrize("method", [*PEFT_SCHEMAS, "full"])
+def test_a_run_begins_at_its_reference_and_leaves_it(tmp_path: Path, method: str) -> None:
+    words = ["train.max_steps=4", "train.eval_every=4", "train.save_every=null", "train.global_batch_size=4"]
+    run = trained_run(
+        tmp_path / "run", "smoke_dpo", *words, *(words_of(method) if method != "full" else ["peft=full"])
+    )
+    first, *_, last = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
+    assert first["eval/rewards/chosen"] == pytest.approx(0, abs=1e-5) == first["eval/rewards/rejected"]
+    assert first["eval/loss"] == pytest.approx(math.log(2), abs=1e-5)
+    gone = last["eval/logps/chosen"] - 10 * last["eval/rewards/chosen"]  # less ratio / beta: the reference's
+    assert gone == pytest.approx(first["eval/logps/chosen"], abs=1e-2)
+    assert abs(last["eval/rewards/chosen"]) > 1e-4
+
+
+def test_what_a_run_starts_from_is_its_reference(tmp_path: Path) -> None:
+    """Trained on, frozen below a new adapter, or merged into the base."""
+    one = trained_run(tmp_path / "one", "smoke_sft_lora", "train.max_steps=3", "train.save_every=null")
+    merge([one], tmp_path / "whole")
+    words = ["train.max_steps=1", "train.eval_every=1", "train.save_every=null"]
+    start = f"peft.lora.init_from={one}"
+    ways = {
+        "trained on": [start],
+        "below": ["+peft@peft.new=lora", start, "peft.lora.freeze=true"],
+        "merged": [f"model.path={tmp_path / 'whole'}"],
+    }
+    found = {way: step_0(trained_run(tmp_path / way, "smoke_dpo", *words, *own)) for way, own in ways.items()}
+    base = step_0(trained_run(tmp_path / "base", "smoke_dpo", *words))
+    for values in found.values():
+        assert values["eval/rewards/chosen"] == pytest.approx(0, abs=1e-5) == values["eval/rewards/rejected"]
+        assert values["eval/logps/chosen"] == pytest.approx(found["merged"]["eval/logps/chosen"], abs=1e-2)
+        assert abs(values["eval/logps/chosen"] - base["eval/logps/chosen"]) > 0.1
 
 
 @pytest.mark.slow

@@ -17,8 +17,9 @@ the other way round (h becomes -h), which for the losses that are log-likelihood
 | orpo | -log p(chosen) - beta log sigmoid(log odds ratio), means over tokens | Hong et al., 2024 |
 | kto | weight (1 - sigmoid(+-(beta ratio - beta KL))) of each answer | Ethayarajh et al., 2024 |
 
-Departs from the papers: IPO's h is of means over tokens, not sums, as its authors told TRL's, so that answers of any
-length have the same target. ORPO's first term is over the chosen answer alone, without the prompt.
+Departs from the papers: ODPO's offset is in proportion to the margin, where the paper mostly takes its logarithm.
+IPO's h is of means over tokens, not sums, as its authors told TRL's, so that answers of any length have the same
+target. ORPO's first term is over the chosen answer alone, without the prompt.
 """
 
 from __future__ import annotations

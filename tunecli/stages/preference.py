@@ -38,6 +38,7 @@ USUAL_BETA = 0.1
 GAMMA = 1.0
 LABEL_SMOOTHING = {PreferenceLoss.exo: 0.001}
 USUAL_LABEL_SMOOTHING = 0.1
+SMOOTHED = (PreferenceLoss.cdpo, PreferenceLoss.robust, PreferenceLoss.exo)
 PER_TOKEN = (PreferenceLoss.ipo, PreferenceLoss.orpo, PreferenceLoss.simpo)
 """Losses of means over tokens, not of sums."""
 
@@ -100,8 +101,8 @@ def judge(config: PreferenceConfig, answers: Answers, kl: float) -> Judged:
         return Judged(preference.orpo(chosen, rejected, answers.probabilities, beta=beta), rewards)
     options: dict[str, float | Tensor] = {}
     if config.loss is PreferenceLoss.simpo:
-        options = {"gamma": GAMMA if config.gamma is None else config.gamma}
-    if config.loss in (PreferenceLoss.cdpo, PreferenceLoss.robust, PreferenceLoss.exo):
+        options = {"gamma": gamma_of(config)}
+    if config.loss in SMOOTHED:
         options = {"label_smoothing": label_smoothing_of(config)}
     if config.loss is PreferenceLoss.dpo:
         options = {"margins": config.margin_weight * answers.margins}
@@ -137,6 +138,10 @@ def _kto(config: PreferenceConfig, answers: Answers, ratios: Tensor, kl: float) 
 
 def beta_of(config: PreferenceConfig) -> float:
     return BETA.get(config.loss, USUAL_BETA) if config.beta is None else config.beta
+
+
+def gamma_of(config: PreferenceConfig) -> float:
+    return GAMMA if config.gamma is None else config.gamma
 
 
 def label_smoothing_of(config: PreferenceConfig) -> float:
@@ -201,6 +206,7 @@ def preference_stage(setting: Setting) -> Supervised:
     config = setting.config
     assert isinstance(config, PreferenceConfig)
     preferences = Preferences(setting=setting, config=config, reference=_reference(setting, config))
+    setting.note(_described(config, preferences.reference))
     stage = setting.supervised(preferences.loss, preferences.measured)
     return replace(stage, prepared=preferences.prepared)
 
@@ -224,6 +230,19 @@ def _reference(setting: Setting, config: PreferenceConfig) -> ReferenceScores | 
         run_dir=setting.run_dir,
         note=setting.note,
     )
+
+
+def _described(config: PreferenceConfig, reference: ReferenceScores | None) -> str:
+    """Derived values, for the user."""
+    options = f"{config.loss.value}, beta {beta_of(config):g}"
+    if config.loss is PreferenceLoss.simpo:
+        options += f", gamma {gamma_of(config):g}"
+    if config.loss in SMOOTHED:
+        options += f", label_smoothing {label_smoothing_of(config):g}"
+    if reference is None or reference.reference is None:
+        return f"{options}; no reference"
+    copied = "the first values of what is trained" if reference.reference.copies else "what is trained, switched off"
+    return f"{options}; reference: {copied}, asked {'in each step' if reference.train is None else 'once'}"
 
 
 def _is_cached(setting: Setting, config: PreferenceConfig) -> bool:
