@@ -255,7 +255,7 @@ class PreferenceConfig(StageConfig):
     """With kto: of those that are not."""
     reference: ReferenceTime | None = None
     """Ask the policy before its first step once for all rows, before training (cached), or in each step (live); null:
-    cached, where every row comes up. Not with orpo and simpo, which have no reference."""
+    cached where rows come up more than once. Not with orpo and simpo, which have no reference."""
 
     @property
     def task(self) -> Task:

@@ -246,10 +246,10 @@ def _described(config: PreferenceConfig, reference: ReferenceScores | None) -> s
 
 
 def _is_cached(setting: Setting, config: PreferenceConfig) -> bool:
-    """As asked, or where that costs nothing: every row comes up."""
+    """As asked, or where that saves something: rows come up more than once."""
     if config.reference is not None or setting.train is None:
         return config.reference is ReferenceTime.cached
-    return setting.num_examples >= len(setting.train)
+    return setting.num_examples > len(setting.train)
 
 
 @dataclass(slots=True, kw_only=True)

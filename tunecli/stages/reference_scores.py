@@ -22,6 +22,22 @@ from tunecli.peft_methods.reference import Reference
 FOLDER = "reference"
 """In a run directory: log-probabilities of the reference."""
 KEY = "examples"
+MANY = 2000
+"""Rows that take long enough to say how far it is."""
+
+
+@dataclass(slots=True)
+class _Progress:
+    """Says each tenth that is done."""
+
+    note: Callable[[str], None]
+    said: int = 0
+
+    def __call__(self, done: float) -> bool:
+        if int(10 * done) > self.said:
+            self.said = int(10 * done)
+            self.note(f"the reference: {self.said}0 % asked")
+        return True
 
 
 @dataclass(slots=True, kw_only=True)
@@ -48,11 +64,13 @@ class ReferenceScores:
         with self.reference.on():
             return self.outputs(model, batch)
 
-    def of(self, model: nn.Module, examples: Examples) -> list[np.ndarray]:
+    def of(
+        self, model: nn.Module, examples: Examples, proceed: Callable[[float], bool] = lambda done: True
+    ) -> list[np.ndarray]:
         """[answers] of each example, on every rank"""
         assert self.reference is not None
         with self.reference.on():
-            return predict(model, examples, self.batching, self.accelerator, outputs=self.outputs)
+            return predict(model, examples, self.batching, self.accelerator, proceed, self.outputs)
 
     def of_validation(self, model: nn.Module) -> list[np.ndarray]:
         assert self.validation is not None
@@ -84,7 +102,7 @@ class ReferenceScores:
         if found is None:
             if name == "train":
                 self.note(f"the reference is asked about {len(examples)} rows, once")
-            found = self.of(model, examples)
+            found = self.of(model, examples, _Progress(self.note) if len(examples) >= MANY else lambda done: True)
             if file is not None and self.accelerator.is_main_process:
                 _save(file, key, found)
         self._known[name] = found
