@@ -32,6 +32,7 @@ CASES = {
     "classify-two-processes": ["recipe=smoke_classify", "peft=[lora,p_tuning_v2]", DROPOUT, *TWO],
     "dpo-copied-two-processes": ["recipe=smoke_dpo", "peft=[lora,p_tuning_v2]", DROPOUT, *TWO],
     "kto-live": ["recipe=smoke_kto", "stage.reference=live", DROPOUT],
+    "reward-two-processes": ["recipe=smoke_reward", DROPOUT, *TWO],
     "masked-lm-streamed-two-processes": ["recipe=smoke_mlm", *MLM_STREAM, *TWO],
 }
 """More of them, in one process, are in test_methods.py."""
