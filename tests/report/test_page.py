@@ -17,9 +17,10 @@ import pytest
 from fake_run import EVERY, HOSTILE, SOURCES, STEPS, metrics_of, write_run
 
 from tunecli.config.errors import UserError
+from tunecli.config.train import falls
 from tunecli.report.charts import MAX_POINTS, draw, nice_step, smooth, thinned
 from tunecli.report.numbers import difference, duration, in_words, large, shown, tick, unit_of
-from tunecli.report.page import write_comparison, write_report
+from tunecli.report.page import title_of, write_comparison, write_report
 from tunecli.report.run_files import Curve
 
 COUNTED = {"step", "tokens", "seconds", "seconds_per_step"}
@@ -57,6 +58,13 @@ class Page(HTMLParser):
         """Steps and values of every line of every chart."""
         lines = [line for chart in self.charts for line in chart["lines"]]
         return [list(zip(line["steps"], line["values"], strict=True)) for line in lines]
+
+
+def test_a_metric_of_a_family_is_no_source() -> None:
+    assert title_of("eval/rewards/chosen") == "Rewards, chosen (validation)"
+    assert title_of("eval/rewards/accuracies/movies") == "Rewards, accuracies of movies (validation)"
+    assert title_of("eval/accuracy/movies") == "Accuracy of movies (validation)"
+    assert falls("eval/logps/rejected") and not falls("eval/rewards/margins")
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,8 @@ from tunecli.config.stage import (
     Objective,
     PretrainConfig,
     ProblemType,
+    RewardConfig,
+    Rows,
     StageConfig,
     Subwords,
     Task,
@@ -35,6 +37,8 @@ from tunecli.evaluation.answers import check_choices
 from tunecli.models.load import (
     check_kind,
     load_tokenizer,
+    pad_apart,
+    stop_tokens,
 )
 from tunecli.peft_methods.token_ids import places_of_virtual_tokens
 
@@ -53,6 +57,8 @@ def prepare_data(config: RunConfig, *, show_progress: bool) -> Data:
     """Tokenizer and tokenised data, from the cache where they are there already."""
     check_kind(config.model, config.stage.task)
     tokenizer = load_tokenizer(config.model)
+    if isinstance(config.stage, RewardConfig):
+        pad_apart(tokenizer, stop_tokens(config.model))
     if config.stage.task is Task.masked_lm:
         mask_of(tokenizer, _as_causal(config.stage))
     sentinels_for(config, tokenizer)
@@ -94,6 +100,7 @@ def encoding_of(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Encodi
         problem_type=getattr(stage, "problem_type", ProblemType.single_label),
         label_subwords=getattr(stage, "label_subwords", Subwords.first),
         overlap=getattr(stage, "overlap", 0),
+        rows=stage.reads if isinstance(stage.reads, Rows) else None,
         templates=tuple(getattr(stage, "templates", ())),
         verbalizer=dict(getattr(stage, "verbalizer", {})),
         system=data.system,

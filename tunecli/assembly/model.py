@@ -13,6 +13,7 @@ from tunecli.config.peft import without_head
 from tunecli.config.run import RunConfig
 from tunecli.config.stage import (
     ProblemType,
+    Rows,
 )
 from tunecli.config.train import Precision
 from tunecli.engine.batch import Batch
@@ -20,17 +21,22 @@ from tunecli.engine.console import Display
 from tunecli.engine.precision import DTYPES
 from tunecli.engine.pull import PullToStart
 from tunecli.engine.step_hook import StepHook
+from tunecli.models.classifier import Classifier
 from tunecli.models.load import (
     Head,
     load_model,
     weight_dtype,
 )
-from tunecli.models.policy import ONEDNN_MULTIPLE
+from tunecli.models.policy import ONEDNN_MULTIPLE, Policy
 from tunecli.models.self_test import Wrapped, choose_policy
+from tunecli.models.shared_beginning import shares_beginnings
 from tunecli.peft_methods.by_row import route_rows
 from tunecli.peft_methods.composition import inject
 from tunecli.peft_methods.injection import adapter_name, leave_casts_to_autocast
 from tunecli.peft_methods.targets import is_under, task_heads
+
+COMPARED = (Rows.pairs, Rows.judged, Rows.feedback)
+"""Rows that may be pairs of answers."""
 
 
 def build_policy(
@@ -59,6 +65,8 @@ def build_policy(
     verdict = choose_policy(lm, config.model.attention, task)
     if verdict.note:
         display.note(verdict.note, style="yellow")
+    if config.stage.reads in COMPARED:
+        _read_prompts_once(verdict.policy, display)
     inject(
         lm,
         config.peft,
@@ -73,6 +81,16 @@ def build_policy(
         leave_casts_to_autocast(lm)
         verdict.policy.multiple = ONEDNN_MULTIPLE if device.type == "cpu" else 1
     return verdict.policy
+
+
+def _read_prompts_once(policy: Wrapped, display: Display) -> None:
+    """What the answers of a pair begin with, where that is exact."""
+    if not policy.packed or not isinstance(policy, Policy | Classifier):
+        return
+    reason = shares_beginnings(policy)
+    policy.trees = not reason
+    if reason:
+        display.note(f"the prompt of a pair is computed twice, once for each answer: {reason}", style="yellow")
 
 
 def head_factors(policy: Wrapped, config: RunConfig) -> dict[str, float]:

@@ -9,7 +9,9 @@ from tunecli.config.run import RunConfig, micro_batch_tokens
 from tunecli.config.stage import (
     ClassifyConfig,
     Objective,
+    PreferenceConfig,
     PretrainConfig,
+    RewardConfig,
     Task,
     VerbalizeConfig,
 )
@@ -18,9 +20,19 @@ from tunecli.data.candidates import Candidates
 from tunecli.data.corruption import PrefixLM, SpanCorruption, end_of_text
 from tunecli.data.labels import class_weights
 from tunecli.data.masking import MaskedTokens, mask_of, ordinary_tokens
-from tunecli.data.reading import EachWord, Place, Reader, SourceTarget, WholeText, next_tokens
+from tunecli.data.reading import (
+    AnswerTokens,
+    EachWord,
+    Place,
+    Reader,
+    SourceTarget,
+    WholeAnswers,
+    WholeText,
+    next_tokens,
+)
 from tunecli.data.text_encoder import TextEncoder
 from tunecli.data.verbalizing import Verbalizer
+from tunecli.models.classifier import Classifier
 from tunecli.models.policy import Policy
 from tunecli.models.self_test import Wrapped
 from tunecli.models.seq2seq_policy import Seq2SeqPolicy, shifted
@@ -39,6 +51,7 @@ def batching_of(
         pad_token_id=data.tokenizer.pad_token_id or 0,
         read=read,
         copies=read.copies if isinstance(read, Candidates) else 1,
+        trees=isinstance(policy, Policy | Classifier) and policy.trees,
     )
 
 
@@ -54,11 +67,17 @@ def _reader(config: RunConfig, data: Data, policy: Wrapped) -> Reader:
         )
     if isinstance(stage, VerbalizeConfig):
         return _candidates(config, data)
+    if isinstance(stage, PreferenceConfig):
+        shift = partial(shifted, policy.lm) if isinstance(policy, Seq2SeqPolicy) else None
+        return AnswerTokens(shift=shift)
     if isinstance(policy, Seq2SeqPolicy):
         return _two_sides(config, data, policy)
     if data.labels is None or isinstance(policy, Policy):
         return next_tokens
     token_types = getattr(policy.lm.config, "type_vocab_size", 0) > 1
+    if isinstance(stage, RewardConfig):
+        place = Place.last if policy.looks_at_last else Place.first
+        return WholeAnswers(place=place, token_types=token_types)
     if not isinstance(stage, ClassifyConfig):
         return EachWord(labels=data.labels, token_types=token_types)
     return WholeText(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,14 +24,32 @@ from tunecli.engine.batch import Batch
 from tunecli.engine.stage import Stage
 from tunecli.evaluation.evaluator import Evaluator
 from tunecli.models.self_test import Wrapped
+from tunecli.peft_methods.reference import reference_of
 from tunecli.stages import STAGES
 from tunecli.stages.setting import Setting
 
 
 def build_stage(
-    config: RunConfig, data: Data, feed: Feed, policy: Wrapped, accelerator: Accelerator, num_examples: int
+    config: RunConfig,
+    data: Data,
+    feed: Feed,
+    policy: Wrapped,
+    accelerator: Accelerator,
+    num_examples: int,
+    *,
+    run_dir: Path,
+    note: Callable[[str], None],
 ) -> Stage:
-    setting = replace(build_setting(config, data, policy, accelerator), feed=feed, num_examples=num_examples)
+    """To be called before a checkpoint is restored: the reference is the policy as it is now."""
+    setting = replace(
+        build_setting(config, data, policy, accelerator),
+        feed=feed,
+        num_examples=num_examples,
+        train=data.train,
+        reference=reference_of(policy.lm, config.peft) if getattr(config.stage, "has_reference", False) else None,
+        run_dir=run_dir,
+        note=note,
+    )
     return STAGES[config.stage.name](setting)
 
 

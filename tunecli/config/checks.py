@@ -23,8 +23,9 @@ from tunecli.config.model_path import is_folder_name
 from tunecli.config.nearest import did_you_mean
 from tunecli.config.peft import choosing
 from tunecli.config.peft_checks import missing_starts, peft_problems
+from tunecli.config.preference_checks import preference_problems
 from tunecli.config.run import RunConfig
-from tunecli.config.stage import ProblemType, StageConfig, Task, VerbalizeConfig
+from tunecli.config.stage import PreferenceConfig, ProblemType, RewardConfig, StageConfig, Task, VerbalizeConfig
 from tunecli.config.stage_checks import stage_problems
 from tunecli.config.train import Precision
 
@@ -63,10 +64,12 @@ GENERATED = {
 """Metrics of generated answers -> which number of `evaluation` gives them."""
 METRICS = {
     "text": ("loss", "perplexity", "choice_accuracy", *(name.removeprefix("eval/") for name in GENERATED)),
+    "preferences": ("loss", "rewards/accuracies", "rewards/margins", "rewards/chosen", "logps/chosen"),
     "tags": ("loss", "f1", "precision", "recall", "accuracy"),
     ProblemType.single_label.value: ("loss", "accuracy", "f1_macro", "mcc", "ece"),
     ProblemType.multi_label.value: ("loss", "exact_match", "f1_micro", "f1_macro"),
     ProblemType.regression.value: ("loss", "mse", "pearson", "spearman"),
+    "reward": ("loss", "accuracy", "margin", "ece", "mse", "pearson", "spearman"),
 }
 """What an evaluation gives, by what the model does; behind `eval/`, and of several sources each with `/NAME` too."""
 BLEU_TOKENIZERS = ("auto", "13a", "zh", "char", "intl", "none")
@@ -91,6 +94,7 @@ def find_problems(config: RunConfig, *, new_run: bool = False) -> list[Problem]:
         *data_problems(config),
         *stage_problems(config),
         *language_problems(config),
+        *preference_problems(config),
         *([*missing_starts(config), *_output_dir(config)] if new_run else []),
     ]
 
@@ -205,6 +209,10 @@ def metrics_of(stage: StageConfig) -> tuple[str, ...]:
     kind = "text"
     if stage.task is Task.token_classification:
         kind = "tags"
+    elif isinstance(stage, PreferenceConfig):
+        kind = "preferences"
+    elif isinstance(stage, RewardConfig):
+        kind = "reward"
     elif stage.task is Task.sequence_classification or isinstance(stage, VerbalizeConfig):
         kind = getattr(stage, "problem_type", ProblemType.single_label).value
     return tuple(f"eval/{name}" for name in METRICS[kind])

@@ -11,7 +11,7 @@ from tunecli.config.errors import Problem
 from tunecli.config.model import Attention
 from tunecli.config.nearest import did_you_mean
 from tunecli.config.run import RunConfig
-from tunecli.config.stage import Seq2SeqConfig, StageConfig, Task, Turns
+from tunecli.config.stage import PreferenceConfig, Rows, Seq2SeqConfig, StageConfig, Task, Turns
 
 FORMATS = {
     "alpaca": ("instruction", "input", "output", "system", "history"),
@@ -24,6 +24,10 @@ FORMATS = {
     "tagging": ("tokens", "tags"),
     "seq2seq": ("source", "target"),
     "columns": (),
+    "preference": ("prompt", "chosen", "rejected", "margin", "probability", "tools"),
+    "scored": ("prompt", "completion", "messages", "text", "score", "tools"),
+    "feedback": ("prompt", "completion", "label", "tools"),
+    "prompts": ("prompt", "tools"),
 }
 """The FORMATS table of `tunecli.data.formats`, which cannot be imported here (a test holds the names equal), with the
 columns that each reads; `columns` reads whatever a template names."""
@@ -33,6 +37,17 @@ LABELLED = {
     Task.token_classification: ("tagging",),
 }
 """Formats whose rows have labels, by the task that they are for; all others are for causal language models."""
+
+JUDGED = {
+    Rows.judged: ("preference", "scored"),
+    Rows.answers: ("preference", "scored", "messages", "sharegpt", "alpaca", "prompt_completion", "text"),
+    Rows.pairs: ("preference",),
+    Rows.feedback: ("feedback", "preference"),
+    Rows.prompts: ("prompts",),
+}
+"""Formats by what rows hold, where no task of transformers' tells it."""
+OF_JUDGEMENTS = ("preference", "scored", "feedback", "prompts")
+"""Formats for these stages alone: what is thought of an answer, or questions."""
 
 TEXT_TO_TEXT = ("seq2seq", "prompt_completion", "alpaca")
 """Formats of rows that an encoder-decoder reads; the first is for it alone."""
@@ -64,6 +79,7 @@ def data_problems(config: RunConfig) -> Iterator[Problem]:
     yield from _validation(data)
     yield from _messages(config)
     yield from _length(data)
+    yield from _judged(config)
     yield from _text_to_text(config)
     yield from _streaming(config)
 
@@ -87,16 +103,18 @@ def _format(key: str, name: str) -> Iterator[Problem]:
         yield Problem(f"{key}.format", f"there is no format {name!r}", fix)
 
 
-def formats_for(task: Task) -> tuple[str, ...]:
-    """Formats of rows that a model for `task` can learn from."""
+def formats_for(task: Task | Rows) -> tuple[str, ...]:
+    """Formats of rows that a model for `task` can learn from, or that hold these rows."""
+    if isinstance(task, Rows):
+        return JUDGED[task]
     if task is Task.seq2seq_lm:
         return TEXT_TO_TEXT
     if task in LABELLED:
         return LABELLED[task]
     if task is Task.masked_lm:
         return ("text",)
-    labelled = {"seq2seq", *(name for names in LABELLED.values() for name in names)}
-    return tuple(name for name in FORMATS if name not in labelled)
+    others = {"seq2seq", *(name for names in LABELLED.values() for name in names), *OF_JUDGEMENTS}
+    return tuple(name for name in FORMATS if name not in others)
 
 
 def _task(key: str, format: str, stage: StageConfig) -> Iterator[Problem]:
@@ -191,24 +209,31 @@ def _length(data: DataConfig) -> Iterator[Problem]:
         yield _idle("data.truncation_side", f"overlong={data.overlong.value}", "data.overlong=truncate")
 
 
+def _judged(config: RunConfig) -> Iterator[Problem]:
+    if isinstance(config.stage.reads, Rows) and config.data.overlong is Overlong.split:
+        what = f"is split, and stage={config.stage.name} takes an answer or a question as a whole"
+        yield Problem("data.overlong", what, "data.overlong=truncate or drop")
+
+
 def _text_to_text(config: RunConfig) -> Iterator[Problem]:
     """What an encoder-decoder, its sources and its targets have no use for."""
     data, stage = config.data, config.stage
     if stage.task is Task.seq2seq_lm and config.model.attention is Attention.packed:
         fix = "model.attention=auto"
         yield Problem("model.attention", "is packed, and encoder-decoders read padded rows", fix)
-    if not isinstance(stage, Seq2SeqConfig):
+    if stage.task is not Task.seq2seq_lm or not isinstance(stage, Seq2SeqConfig | PreferenceConfig):
         return
-    if stage.max_target_length < 2:
+    if isinstance(stage, Seq2SeqConfig) and stage.max_target_length < 2:
         yield Problem("stage.max_target_length", f"is {stage.max_target_length}", "2 or more")
     if data.overlong is Overlong.split:
         fix = "data.overlong=truncate or drop"
         yield Problem("data.overlong", "is split, and a piece of a source has no target of its own", fix)
+    plain = f"stage={stage.name}, which reads plain text here"
     if data.chat_template is not None:
-        yield _idle("data.chat_template", "stage=seq2seq, which reads plain text", "data.chat_template=null")
+        yield _idle("data.chat_template", plain, "data.chat_template=null")
     if data.system in (SystemPolicy.add, SystemPolicy.replace):
         fix = "data.system=keep; write it into the text with data.columns.source='...{column}'"
-        yield _idle("data.system", "stage=seq2seq, which reads plain text", fix)
+        yield _idle("data.system", plain, fix)
 
 
 def _streaming(config: RunConfig) -> Iterator[Problem]:

@@ -28,6 +28,19 @@ class Task(Enum):
         return self in (Task.sequence_classification, Task.token_classification)
 
 
+class Rows(Enum):
+    """Rows of stages that learn from what people or rules think of an answer: no task of transformers' tells them."""
+
+    judged = "judged"
+    """pairs of a preferred and a rejected answer, or answers with scores"""
+    answers = "answers"
+    """pairs, or answers with or without scores"""
+    pairs = "pairs"
+    feedback = "feedback"
+    """answers that are liked or not, or pairs"""
+    prompts = "prompts"
+
+
 class Objective(Enum):
     """What continued pretraining predicts."""
 
@@ -40,6 +53,32 @@ class Objective(Enum):
 class LanguageModel(Enum):
     causal_lm = "causal_lm"
     masked_lm = "masked_lm"
+
+
+class PolicyModel(Enum):
+    """What a model that writes answers is."""
+
+    causal_lm = "causal_lm"
+    seq2seq_lm = "seq2seq_lm"
+
+
+class PreferenceLoss(Enum):
+    dpo = "dpo"
+    ipo = "ipo"
+    cdpo = "cdpo"
+    robust = "robust"
+    hinge = "hinge"
+    orpo = "orpo"
+    simpo = "simpo"
+    kto = "kto"
+    exo = "exo"
+
+
+class ReferenceTime(Enum):
+    """When the reference is asked."""
+
+    cached = "cached"
+    live = "live"
 
 
 class ProblemType(Enum):
@@ -62,8 +101,8 @@ class StageConfig:
         return Task.causal_lm
 
     @property
-    def reads(self) -> Task:
-        """The task whose rows it learns from."""
+    def reads(self) -> Task | Rows:
+        """The task whose rows it learns from, or what these rows hold."""
         return self.task
 
 
@@ -190,6 +229,85 @@ class VerbalizeConfig(StageConfig):
         return list(self.verbalizer)
 
 
+@dataclass(kw_only=True, slots=True)
+class PreferenceConfig(StageConfig):
+    """Learn which answer is preferred, straight from pairs of answers, or from answers that are liked or not."""
+
+    name: str = "preference"
+    loss: PreferenceLoss = PreferenceLoss.dpo
+    """See docs/stages/preference.md; kto alone reads answers that are liked or not, and pairs too."""
+    language_model: PolicyModel = PolicyModel.causal_lm
+    """What the model is: causal (Llama, Qwen, GPT) or an encoder-decoder (T5, BART)."""
+    max_target_length: int = 256
+    """Of encoder-decoders: longest answer in tokens, its end-of-text token included."""
+    beta: float | None = None
+    """How far the policy is held to the reference, of orpo the weight of the odds ratio; null: 0.1, with simpo 2."""
+    label_smoothing: float | None = None
+    """With cdpo, robust and exo: share of the pairs that are thought to be the wrong way round; null: 0.1, with exo
+    0.001."""
+    gamma: float | None = None
+    """With simpo: by how much the chosen answer is to win; null: 1."""
+    margin_weight: float = 0.0
+    """With dpo: the chosen answer is to win by this much of the pair's margin (ODPO)."""
+    desirable_weight: float = 1.0
+    """With kto: of answers that are liked."""
+    undesirable_weight: float = 1.0
+    """With kto: of those that are not."""
+    reference: ReferenceTime | None = None
+    """Ask the policy before its first step once for all rows, before training (cached), or in each step (live); null:
+    cached where rows come up more than once. Not with orpo and simpo, which have no reference."""
+
+    @property
+    def task(self) -> Task:
+        return Task(self.language_model.value)
+
+    @property
+    def reads(self) -> Task | Rows:
+        return Rows.feedback if self.loss is PreferenceLoss.kto else Rows.pairs
+
+    @property
+    def has_reference(self) -> bool:
+        return self.loss not in (PreferenceLoss.orpo, PreferenceLoss.simpo)
+
+
+@dataclass(kw_only=True, slots=True)
+class RewardConfig(HeadConfig):
+    """A reward model: a score for a whole answer, learnt from pairs of a better and a worse one, or from scores."""
+
+    name: str = "reward"
+    margin: bool = True
+    """Let the score of the better answer lead by the row's `margin`, where it has one."""
+    center_rewards_coefficient: float = 0.0
+    """Of pairs: how much the square of the sum of both scores counts, which draws scores to zero; 0.01, say."""
+
+    @property
+    def task(self) -> Task:
+        return Task.sequence_classification
+
+    @property
+    def reads(self) -> Task | Rows:
+        return Rows.judged
+
+    @property
+    def problem_type(self) -> ProblemType:
+        """As in `ClassifyConfig`."""
+        return ProblemType.regression
+
+
+@dataclass(kw_only=True, slots=True)
+class ScoreConfig(RewardConfig):
+    """A model that is asked for scores alone (`tune score`), of rows that need not say what these should be."""
+
+    @property
+    def reads(self) -> Task | Rows:
+        return Rows.answers
+
+    @property
+    def turns(self) -> Turns:
+        """Of a conversation the last answer is scored."""
+        return Turns.last
+
+
 STAGE_SCHEMAS: dict[str, type[StageConfig]] = {
     "sft": SFTConfig,
     "pretrain": PretrainConfig,
@@ -197,4 +315,6 @@ STAGE_SCHEMAS: dict[str, type[StageConfig]] = {
     "tag": TagConfig,
     "seq2seq": Seq2SeqConfig,
     "verbalize": VerbalizeConfig,
+    "preference": PreferenceConfig,
+    "reward": RewardConfig,
 }

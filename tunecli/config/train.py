@@ -85,5 +85,7 @@ def in_steps(value: float, num_steps: int) -> int:
 
 def falls(metric: str) -> bool:
     """Whether less of it is better."""
-    name = metric.removeprefix("eval/").partition("/")[0]
-    return "loss" in metric or "perplexity" in metric or name in ("mse", "ece")
+    name = metric.removeprefix("eval/")
+    if name.startswith(("rewards/rejected", "logps/rejected")):
+        return True
+    return "loss" in metric or "perplexity" in metric or name.partition("/")[0] in ("mse", "ece")

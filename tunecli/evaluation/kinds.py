@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from enum import Enum
 
-from tunecli.config.stage import PretrainConfig, ProblemType, StageConfig, Task, VerbalizeConfig
+from tunecli.config.stage import (
+    PreferenceConfig,
+    PretrainConfig,
+    ProblemType,
+    RewardConfig,
+    StageConfig,
+    Task,
+    VerbalizeConfig,
+)
 
 
 class Kind(Enum):
@@ -14,6 +22,10 @@ class Kind(Enum):
     """any number of labels"""
     regression = "regression"
     """a number"""
+    preference = "preference"
+    """which of two answers is likelier than before training, or whether one is"""
+    reward = "reward"
+    """a score for a text, or for each of two"""
     tags = "tags"
     """a label for each word"""
     text = "text"
@@ -30,6 +42,10 @@ class Kind(Enum):
 def kind_of(stage: StageConfig) -> Kind:
     if isinstance(stage, VerbalizeConfig):
         return Kind.single_label
+    if isinstance(stage, PreferenceConfig):
+        return Kind.preference
+    if isinstance(stage, RewardConfig):
+        return Kind.reward
     if isinstance(stage, PretrainConfig):
         return Kind.document
     if stage.task is Task.token_classification:

@@ -6,6 +6,9 @@ as state around the forward: a checkpointed layer runs again in backward, when a
 
 The idea is that of variable-length attention (Dao, 2023, FlashAttention-2). On a CPU it is one scaled-dot-product
 call per sequence; on CUDA in half precision it is torch's variable-length flash kernel (not yet run on a GPU).
+
+Sequences that begin alike may be a tree: the beginning is a sequence of its own, and each ending names it as its
+parent, whose keys and values come before its own. On CUDA too that is one call per sequence (not yet run on a GPU).
 """
 
 from __future__ import annotations
@@ -36,6 +39,8 @@ FASTER_IN_FP32 = 256
 
 ADAPTER_OF_ROW = "adapter_of_row"
 """Forward argument: [sequences] int64, which of several adapters each sequence is for."""
+PARENTS = "parents"
+"""Forward argument: [sequences] int64, the sequence of the packed row that each continues; -1: none."""
 TransformersKwargs.__optional_keys__ |= {ADAPTER_OF_ROW}  # `generate` refuses arguments that it does not know
 
 PREFIXES = "tunecli_prefixes"
@@ -67,6 +72,7 @@ def packed_attention(
     attention_mask: Tensor | None,
     cu_seq_lens_q: Tensor | None = None,
     sliding_window: int | None = None,
+    parents: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention over one packed row when `cu_seq_lens_q` is given, transformers' own otherwise.
@@ -74,12 +80,14 @@ def packed_attention(
     Args:
         query: [1, heads, tokens, head_dim]; `key` and `value` alike with their own number of heads.
         cu_seq_lens_q: [sequences + 1] int32, where each sequence starts, and the end of the last.
+        parents: [sequences] int64, the sequence that each continues, which has no parent itself; -1: none.
 
     Returns:
         [1, tokens, heads, head_dim], and None for the weights.
 
     Raises:
-        UnsupportedAttention: the model passes an argument that this function does not know.
+        UnsupportedAttention: the model passes an argument that this function does not know, or sequences continue
+            others and not every token sees those before it.
     """
     prefixes: Prefixes | None = module.__dict__.get(PREFIXES)
     if cu_seq_lens_q is None:
@@ -91,19 +99,34 @@ def packed_attention(
         raise UnsupportedAttention(f"packed rows do not support the attention arguments {unknown}")
     causal = _is_causal(module, kwargs)
     half = query.dtype in (torch.float16, torch.bfloat16)
-    if query.is_cuda and half and not kwargs.get("dropout") and prefix is None:
+    if parents is not None and not causal:
+        raise UnsupportedAttention("only where each token sees those before it can sequences share a beginning")
+    if query.is_cuda and half and not kwargs.get("dropout") and prefix is None and parents is None:
         return _varlen_cuda(query, key, value, cu_seq_lens_q, causal, sliding_window, kwargs.get("scaling")), None
     edges = cu_seq_lens_q.tolist()
+    continued = [-1] * (len(edges) - 1) if parents is None else parents.tolist()
     pieces = []
     for row, (start, end) in enumerate(zip(edges, edges[1:], strict=False)):
-        mask = _window_mask(end - start, sliding_window, causal, query.device)
-        parts = [part[:, :, start:end] for part in (query, key, value)]
+        begins = [] if continued[row] < 0 else [slice(edges[continued[row]], edges[continued[row] + 1])]
+        places = [*begins, slice(start, end)]
+        mask = _window_mask(end - start, _length(places), sliding_window, causal, query.device)
+        parts = [query[:, :, start:end], _at(key, places), _at(value, places)]
         own = None if prefix is None else _row(prefix, row)
-        if query.device.type == "cpu" and end - start <= FASTER_IN_FP32:
+        if query.device.type == "cpu" and _length(places) <= FASTER_IN_FP32:
             parts = [part.float() for part in parts]
             own = None if own is None else own._replace(keys=own.keys.float(), values=own.values.float())
         pieces.append(_padded_attention(module, *parts, mask, own, **kwargs)[0].to(query.dtype))
     return torch.cat(pieces, dim=1), None
+
+
+def _at(part: Tensor, places: list[slice]) -> Tensor:
+    """Keys or values of the tokens in `places`."""
+    found = [part[:, :, place] for place in places]
+    return found[0] if len(found) == 1 else torch.cat(found, dim=2)
+
+
+def _length(places: list[slice]) -> int:
+    return sum(place.stop - place.start for place in places)
 
 
 def _row(prefix: Prefix, row: int) -> Prefix:
@@ -159,13 +182,15 @@ def _is_causal(module: nn.Module, kwargs: dict[str, Any]) -> bool:
     return bool(getattr(module, "is_causal", True) if given is None else given)
 
 
-def _window_mask(length: int, window: int | None, causal: bool, device: torch.device) -> Tensor | None:
-    """[1, 1, length, length] bool, or None where the window hides nothing."""
-    if window is None or length <= window:
+def _window_mask(length: int, num_keys: int, window: int | None, causal: bool, device: torch.device) -> Tensor | None:
+    """[1, 1, length, num_keys] bool, of queries at the last `length` of `num_keys` positions; None where it hides
+    nothing that `is_causal` does not."""
+    if length == num_keys and (window is None or length <= window):
         return None
-    position = torch.arange(length, device=device)
-    distance = position[:, None] - position
-    seen = (distance >= 0) & (distance < window) if causal else distance.abs() < window
+    position = torch.arange(num_keys, device=device)
+    distance = position[num_keys - length :, None] - position
+    reach = num_keys if window is None else window
+    seen = (distance >= 0) & (distance < reach) if causal else distance.abs() < reach
     return seen[None, None]
 
 

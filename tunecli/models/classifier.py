@@ -34,6 +34,8 @@ class Classifier(nn.Module):
         self.first_position = first_position
         self.multiple = 1
         """Packed rows are filled up to a multiple of this many tokens."""
+        self.trees = False
+        """As in `Policy`."""
 
     def forward(self, batch: Batch) -> Tensor:
         """[units, labels] fp32, for each position in `batch.kept`."""

@@ -43,6 +43,8 @@ class Policy(nn.Module):
         self.head = head
         self.multiple = 1
         """Packed rows are filled up to a multiple of this many tokens."""
+        self.trees = False
+        """Sequences of packed rows may go on from others; `shared_beginning` finds out whether that is exact."""
 
     def forward(self, batch: Batch) -> Tensor:
         """[trained] fp32 log-probabilities of `batch.targets`."""
@@ -80,6 +82,8 @@ def model_inputs(batch: Batch) -> dict[str, Any]:
         inputs |= {"token_type_ids": batch.token_type_ids}
     if batch.adapters is not None:
         inputs |= {attention.ADAPTER_OF_ROW: batch.adapters}
+    if batch.parents is not None:
+        inputs |= {attention.PARENTS: batch.parents}
     if batch.cu_seq_lens is None:
         return inputs | {"attention_mask": batch.attention_mask}
     no_mask = torch.empty(1, 1, 0, 0, dtype=torch.bool, device=batch.input_ids.device)
@@ -101,6 +105,7 @@ def filled_up(batch: Batch, multiple: int) -> Batch:
         position_ids=torch.cat([batch.position_ids, filler], dim=1),
         cu_seq_lens=torch.cat([batch.cu_seq_lens, end]) if more else batch.cu_seq_lens,
         token_type_ids=None if batch.token_type_ids is None else F.pad(batch.token_type_ids, (0, more)),
+        parents=F.pad(batch.parents, (0, 1), value=-1) if more and batch.parents is not None else batch.parents,
         adapters=F.pad(batch.adapters, (0, 1)) if more and batch.adapters is not None else batch.adapters,
         kept=F.pad(batch.kept, (0, more_trained)),
         targets=F.pad(batch.targets, (0, more_trained)) if batch.targets.dim() == 1 else batch.targets,

@@ -171,10 +171,17 @@ def _best(found: Sequence[dict[str, Result]]) -> Iterator[tuple[str, float | Non
         yield name, choose(values) if len(values) > 1 else None
 
 
+FAMILIES = ("rewards", "logps")
+"""First halves of names of metrics; others stand in front of the name of a data source."""
+
+
 def title_of(metric: str) -> str:
     """`eval/exact_match` -> Exact match (validation)"""
     part = "validation" if metric.startswith("eval/") else "training"
     name, _, source = metric.removeprefix("eval/").partition("/")
+    if name in FAMILIES:
+        which, _, source = source.partition("/")
+        name = f"{name}, {which}"
     words = name.replace("_", " ")
     title = TITLES.get(name, words[:1].upper() + words[1:]) + (f" of {source}" if source else "")
     return f"{title} ({part})" if part == "validation" or name == "loss" else title

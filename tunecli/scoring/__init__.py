@@ -41,6 +41,7 @@ from tunecli.evaluation.tables import Table, table_of
 from tunecli.evaluation.uncertainty import LEAST, Metric, metrics_of
 from tunecli.models.self_test import Wrapped
 from tunecli.ops.bootstrap import DRAWS
+from tunecli.peft_methods.reference import reference_of_result
 from tunecli.scoring import rows as data_rows
 from tunecli.scoring.rows import Rows
 from tunecli.scoring.subject import Subject, asked_as, base_subject, find_subject, load_wrapped
@@ -114,6 +115,8 @@ class Session:
     def evaluate(self, data: Data, proceed: Callable[[float], bool], *, all_answers: bool) -> Evaluation:
         """What the stage measures on `data.validation`."""
         setting = build_setting(self.config, data, self.policy, self.accelerator)
+        if getattr(self.config.stage, "has_reference", False):
+            setting = replace(setting, reference=reference_of_result(self.policy.lm, self.config.peft))
         if all_answers:
             setting.evaluator.shown = len(data.validation or ())
         return STAGES[self.config.stage.name](setting).evaluate(self.model, proceed)
@@ -230,6 +233,9 @@ def _records(session: Session, rows: Rows, found: Evaluation) -> list[Record]:
     windows: list[list[int]] | None = None
     if subject.kind is Kind.document:
         records = lines.of_documents(examples, subject.tokenizer)
+    elif subject.kind is Kind.preference:
+        contents = data_rows.contents(session.config.data, rows).get
+        records = lines.of_judged(found.predictions, examples, contents)
     elif subject.kind is Kind.text:
         windows = same_questions(examples)
         asked = lines.prompt_and_answer(examples, subject.tokenizer)
@@ -248,6 +254,8 @@ def _records(session: Session, rows: Rows, found: Evaluation) -> list[Record]:
                 lambda words: words_with_tokens(words, encoder),
                 from_the_left=session.config.data.truncation_side is Side.right,
             )
+        elif subject.kind is Kind.reward:
+            records = lines.of_judged(found.predictions, examples, contents)
         else:
             windows = same_questions(examples) if isinstance(session.config.stage, VerbalizeConfig) else None
             records = lines.of_texts(found.predictions, examples, labels, subject.kind, contents, groups=windows)

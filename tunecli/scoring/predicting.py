@@ -39,7 +39,7 @@ from tunecli.evaluation.records import Record
 from tunecli.report.run_files import read_run
 from tunecli.scoring import Session, allowed_for, implied, open_session, split_stage
 from tunecli.scoring import rows as data_rows
-from tunecli.scoring.subject import Subject, asked_as, find_subject
+from tunecli.scoring.subject import STAGES_OF, Subject, asked_as, find_subject
 from tunecli.scoring.unlabelled import Unlabelled, choose
 from tunecli.stages.verbalize import answers as verbalized
 
@@ -74,6 +74,8 @@ def plan(path: str, file: str, words: Sequence[str] = (), task: str | None = Non
     if launching := next((word for word in overrides if word.startswith("launch.")), None):
         raise UserError("predictions are made by one process", where=launching, fix="leave it out")
     subject = find_subject(path, stage or implied(overrides))
+    if subject.kind is Kind.preference:  # it learnt from answers, and gives some as a language model does
+        subject = find_subject(path, STAGES_OF[subject.config.stage.task][0])
     data = replace(
         subject.config.data,
         **{name: getattr(DataConfig(path=None), name) for name in OF_FILE},

@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 from tunecli.engine.stage import Stage
 from tunecli.stages.classify import classify
+from tunecli.stages.preference import preference_stage
 from tunecli.stages.pretrain import pretrain
+from tunecli.stages.reward import reward
 from tunecli.stages.seq2seq import seq2seq
 from tunecli.stages.setting import Setting
 from tunecli.stages.sft import sft
@@ -20,4 +22,6 @@ STAGES: dict[str, Callable[[Setting], Stage]] = {
     "tag": tag,
     "seq2seq": seq2seq,
     "verbalize": verbalize,
+    "preference": preference_stage,
+    "reward": reward,
 }

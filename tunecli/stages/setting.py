@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from accelerate import Accelerator
 
@@ -11,6 +13,7 @@ from tunecli.data.batching import Batching, Examples
 from tunecli.data.feed import Feed
 from tunecli.data.labels import Labels
 from tunecli.evaluation.evaluator import Evaluator
+from tunecli.peft_methods.reference import Reference
 from tunecli.stages.supervised import Loss, Measure, Supervised
 
 
@@ -28,6 +31,14 @@ class Setting:
     """how many examples training sees in all"""
     labels: Labels | None = None
     """of a model with a head for them"""
+    reference: Reference | None = None
+    """the policy before its first step; None: the stage needs none, or nothing is trained"""
+    train: Examples | None = None
+    """what `feed` draws from; None: rows of a stream"""
+    run_dir: Path | None = None
+    """None: nothing is trained"""
+    note: Callable[[str], None] = lambda line: None
+    """says something to the user"""
 
     def supervised(self, loss_of: Loss, measure: Measure) -> Supervised:
         return Supervised(

@@ -3,7 +3,7 @@ micro-batches. What is learnt of them, and how well it is known, is given."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,8 @@ Loss = Callable[[nn.Module, Batch, list[str]], LossOutput]
 Measure = Callable[[nn.Module, Callable[[float], bool]], Evaluation]
 """What is measured of a model. The second argument is that of `Stage.evaluate`; `Abandoned` is raised where it says
 no."""
+Prepare = Callable[[nn.Module, Examples, Sequence[int], list[Batch]], list[Batch]]
+"""The micro-batches of a step with what else is to be known before the first of them: of which examples they are."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -34,6 +36,8 @@ class Supervised:
     """how many examples training sees in all, every repetition counted; the last step may be a short one"""
     loss_of: Loss
     measure: Measure
+    prepared: Prepare | None = None
+    """None: nothing else is to be known"""
     seen: int = 0
     """examples trained on so far"""
     _drawn: Examples | None = field(default=None, init=False)
@@ -46,7 +50,8 @@ class Supervised:
             self._drawn, indices = self.feed.take(count)
             # Counted before the step: when the loop saves, the step that was yielded has been taken.
             self.seen += count
-            yield microbatches(self._drawn, indices, self.batching, first=self.seen - count)
+            batches = microbatches(self._drawn, indices, self.batching, first=self.seen - count)
+            yield batches if self.prepared is None else self.prepared(model, self._drawn, indices, batches)
 
     def weight(self, batch: Batch) -> Tensor:
         return batch.weights.sum()
