@@ -23,8 +23,10 @@ from tunecli.config.model_path import is_folder_name
 from tunecli.config.nearest import did_you_mean
 from tunecli.config.peft import choosing
 from tunecli.config.peft_checks import missing_starts, peft_problems
+from tunecli.config.ppo_checks import ppo_problems
+from tunecli.config.reward_checks import reward_problems
 from tunecli.config.run import RunConfig
-from tunecli.config.stage import ProblemType, StageConfig, Task, VerbalizeConfig
+from tunecli.config.stage import PPOConfig, ProblemType, StageConfig, Task, VerbalizeConfig
 from tunecli.config.stage_checks import stage_problems
 from tunecli.config.train import Precision
 
@@ -63,6 +65,7 @@ GENERATED = {
 """Metrics of generated answers -> which number of `evaluation` gives them."""
 METRICS = {
     "text": ("loss", "perplexity", "choice_accuracy", *(name.removeprefix("eval/") for name in GENERATED)),
+    "answers": ("score", "kl", "response_length", "eos_share", "perplexity"),
     "tags": ("loss", "f1", "precision", "recall", "accuracy"),
     ProblemType.single_label.value: ("loss", "accuracy", "f1_macro", "mcc", "ece"),
     ProblemType.multi_label.value: ("loss", "exact_match", "f1_micro", "f1_macro"),
@@ -90,6 +93,8 @@ def find_problems(config: RunConfig, *, new_run: bool = False) -> list[Problem]:
         *_model_path(config),
         *data_problems(config),
         *stage_problems(config),
+        *ppo_problems(config),
+        *reward_problems(config),
         *language_problems(config),
         *([*missing_starts(config), *_output_dir(config)] if new_run else []),
     ]
@@ -202,7 +207,7 @@ def _best_metric(config: RunConfig) -> Iterator[Problem]:
 
 def metrics_of(stage: StageConfig) -> tuple[str, ...]:
     """The names under which an evaluation of this stage gives what it measures."""
-    kind = "text"
+    kind = "answers" if isinstance(stage, PPOConfig) else "text"
     if stage.task is Task.token_classification:
         kind = "tags"
     elif stage.task is Task.sequence_classification or isinstance(stage, VerbalizeConfig):

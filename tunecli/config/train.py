@@ -86,4 +86,4 @@ def in_steps(value: float, num_steps: int) -> int:
 def falls(metric: str) -> bool:
     """Whether less of it is better."""
     name = metric.removeprefix("eval/").partition("/")[0]
-    return "loss" in metric or "perplexity" in metric or name in ("mse", "ece")
+    return "loss" in metric or "perplexity" in metric or name in ("mse", "ece", "kl")
