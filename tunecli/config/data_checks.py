@@ -11,7 +11,7 @@ from tunecli.config.errors import Problem
 from tunecli.config.model import Attention
 from tunecli.config.nearest import did_you_mean
 from tunecli.config.run import RunConfig
-from tunecli.config.stage import Seq2SeqConfig, StageConfig, Task, Turns
+from tunecli.config.stage import Rows, Seq2SeqConfig, StageConfig, Task, Turns
 
 FORMATS = {
     "alpaca": ("instruction", "input", "output", "system", "history"),
@@ -24,6 +24,10 @@ FORMATS = {
     "tagging": ("tokens", "tags"),
     "seq2seq": ("source", "target"),
     "columns": (),
+    "preference": ("prompt", "chosen", "rejected", "margin", "probability", "tools"),
+    "scored": ("prompt", "completion", "messages", "text", "score", "tools"),
+    "feedback": ("prompt", "completion", "label", "tools"),
+    "prompts": ("prompt", "tools"),
 }
 """The FORMATS table of `tunecli.data.formats`, which cannot be imported here (a test holds the names equal), with the
 columns that each reads; `columns` reads whatever a template names."""
@@ -33,6 +37,14 @@ LABELLED = {
     Task.token_classification: ("tagging",),
 }
 """Formats whose rows have labels, by the task that they are for; all others are for causal language models."""
+
+JUDGED = {
+    Rows.judged: ("preference", "scored"),
+    Rows.pairs: ("preference",),
+    Rows.feedback: ("feedback",),
+    Rows.prompts: ("prompts",),
+}
+"""Formats of rows that hold what is thought of an answer, or questions alone."""
 
 TEXT_TO_TEXT = ("seq2seq", "prompt_completion", "alpaca")
 """Formats of rows that an encoder-decoder reads; the first is for it alone."""
@@ -64,6 +76,7 @@ def data_problems(config: RunConfig) -> Iterator[Problem]:
     yield from _validation(data)
     yield from _messages(config)
     yield from _length(data)
+    yield from _judged(config)
     yield from _text_to_text(config)
     yield from _streaming(config)
 
@@ -87,16 +100,18 @@ def _format(key: str, name: str) -> Iterator[Problem]:
         yield Problem(f"{key}.format", f"there is no format {name!r}", fix)
 
 
-def formats_for(task: Task) -> tuple[str, ...]:
-    """Formats of rows that a model for `task` can learn from."""
+def formats_for(task: Task | Rows) -> tuple[str, ...]:
+    """Formats of rows that a model for `task` can learn from, or that hold these rows."""
+    if isinstance(task, Rows):
+        return JUDGED[task]
     if task is Task.seq2seq_lm:
         return TEXT_TO_TEXT
     if task in LABELLED:
         return LABELLED[task]
     if task is Task.masked_lm:
         return ("text",)
-    labelled = {"seq2seq", *(name for names in LABELLED.values() for name in names)}
-    return tuple(name for name in FORMATS if name not in labelled)
+    others = {"seq2seq", *(name for names in (LABELLED | JUDGED).values() for name in names)}
+    return tuple(name for name in FORMATS if name not in others)
 
 
 def _task(key: str, format: str, stage: StageConfig) -> Iterator[Problem]:
@@ -189,6 +204,12 @@ def _messages(config: RunConfig) -> Iterator[Problem]:
 def _length(data: DataConfig) -> Iterator[Problem]:
     if data.truncation_side is Side.left and data.overlong is not Overlong.truncate:
         yield _idle("data.truncation_side", f"overlong={data.overlong.value}", "data.overlong=truncate")
+
+
+def _judged(config: RunConfig) -> Iterator[Problem]:
+    if isinstance(config.stage.reads, Rows) and config.data.overlong is Overlong.split:
+        what = f"is split, and stage={config.stage.name} takes an answer or a question as a whole"
+        yield Problem("data.overlong", what, "data.overlong=truncate or drop")
 
 
 def _text_to_text(config: RunConfig) -> Iterator[Problem]:

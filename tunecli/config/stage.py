@@ -28,6 +28,17 @@ class Task(Enum):
         return self in (Task.sequence_classification, Task.token_classification)
 
 
+class Rows(Enum):
+    """Rows of stages that learn from what people or rules think of an answer: no task of transformers' tells them."""
+
+    judged = "judged"
+    """pairs of a preferred and a rejected answer, or answers with scores"""
+    pairs = "pairs"
+    feedback = "feedback"
+    """answers that are liked or not"""
+    prompts = "prompts"
+
+
 class Objective(Enum):
     """What continued pretraining predicts."""
 
@@ -62,8 +73,8 @@ class StageConfig:
         return Task.causal_lm
 
     @property
-    def reads(self) -> Task:
-        """The task whose rows it learns from."""
+    def reads(self) -> Task | Rows:
+        """The task whose rows it learns from, or what these rows hold."""
         return self.task
 
 

@@ -17,6 +17,9 @@ from tunecli.data.encoded import Encoded
 from tunecli.data.reading import Reader, Reading, next_tokens
 from tunecli.engine.batch import Batch
 
+NUMBERS = ("margins", "probabilities", "scores", "reference")
+"""What `Answers` may hold of each question or candidate."""
+
 
 class Examples(Protocol):
     """Tokenised examples, e.g. `tunecli.data.mixture.Mixture`."""
@@ -143,6 +146,7 @@ def collate(
     return Batch(
         **(_packed(readings, starts) if batching.packed else _padded(readings, batching.pad_token_id)),
         **_answers(readings),
+        **_parents(readings),
         kept=_kept(readings, starts),
         targets=torch.cat([reading.targets for reading in readings]),
         weights=torch.zeros_like(weights) if filler else weights,
@@ -157,7 +161,7 @@ def _kept(readings: list[Reading], starts: list[int]) -> Tensor:
     """[trained] places in the flattened batch, whose sequences begin at `starts`."""
     found, done = [], 0
     for reading in readings:
-        own = torch.tensor([0, *reading.starts])
+        own = torch.tensor([0, *(reading.starts if reading.decoder_input_ids is None else reading.decoder_starts)])
         there = torch.tensor(starts[done : done + len(own)])
         sequence = torch.searchsorted(own, reading.kept, right=True) - 1
         found.append(reading.kept + (there - own)[sequence])
@@ -169,7 +173,8 @@ def _answers(readings: list[Reading]) -> dict[str, Tensor]:
     """With candidates and questions counted through the batch; nothing where units stand for themselves."""
     candidates, questions, right = [], [], []
     num_candidates = num_questions = 0
-    for answers in (reading.answers for reading in readings if reading.answers is not None):
+    known = [reading.answers for reading in readings if reading.answers is not None]
+    for answers in known:
         candidates.append(answers.candidates + num_candidates)
         questions.append(answers.questions + num_questions)
         right.append(answers.right + num_candidates)
@@ -177,7 +182,26 @@ def _answers(readings: list[Reading]) -> dict[str, Tensor]:
         num_questions += len(answers.right)
     if not candidates:
         return {}
-    return {"candidates": torch.cat(candidates), "questions": torch.cat(questions), "right": torch.cat(right)}
+    numbers = {
+        name: torch.cat([getattr(answers, name) for answers in known])
+        for name in NUMBERS
+        if all(getattr(answers, name) is not None for answers in known)
+    }
+    found = {"candidates": torch.cat(candidates), "questions": torch.cat(questions), "right": torch.cat(right)}
+    return found | numbers
+
+
+def _parents(readings: list[Reading]) -> dict[str, Tensor]:
+    """Counted through the batch."""
+    if all(reading.parents is None for reading in readings):
+        return {}
+    found, done = [], 0
+    for reading in readings:
+        count = len(reading.lengths)
+        own = torch.full((count,), -1) if reading.parents is None else reading.parents
+        found.append(torch.where(own < 0, own, own + done))
+        done += count
+    return {"parents": torch.cat(found)}
 
 
 def _packed(readings: list[Reading], starts: list[int]) -> dict[str, Tensor | None]:
@@ -198,7 +222,12 @@ def _padded(readings: list[Reading], pad_token_id: int) -> dict[str, Tensor | No
     positions = _positions(readings)
     lengths = [len(sequence) for sequence in positions]
     types = [reading.token_types for reading in readings if reading.token_types is not None]
-    decoder = [reading.decoder_input_ids for reading in readings if reading.decoder_input_ids is not None]
+    decoder = [
+        part
+        for reading in readings
+        if reading.decoder_input_ids is not None
+        for part in reading.decoder_input_ids.split(reading.outputs)
+    ]
     return {
         "input_ids": pad(torch.cat([reading.input_ids for reading in readings]).split(lengths), pad_token_id),
         "position_ids": pad(positions, 0),

@@ -21,7 +21,7 @@ from tunecli.config.data import OnBadRow, SampleBy, SourceConfig
 from tunecli.config.data_checks import formats_for
 from tunecli.config.errors import UserError
 from tunecli.config.paths import cache_dir
-from tunecli.config.stage import Task
+from tunecli.config.stage import Rows, Task
 from tunecli.data.encode import LISTED, Chunk, RowEncoder, encode, raise_bad_row
 from tunecli.data.encoded import Encoded
 from tunecli.data.formats import Format, choose_format
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from transformers import PreTrainedTokenizerBase
 
-CACHE_VERSION = 4
+CACHE_VERSION = 5
 """To be raised with every change of formats, templates or tokenisation that changes tokens."""
 TASK = "task"
 """Column of the name of a row's task."""
@@ -131,6 +131,8 @@ class TokenizedDataset:
             batch.column("spans")[i].values.to_numpy(),
             tuple(batch.column("labels")[i].as_py()),
             tuple(batch.column("parts")[i].as_py()),
+            tuple(batch.column("numbers")[i].as_py()),
+            batch.column("columns")[i].as_py(),
         )
 
     def origin(self, index: int) -> str:
@@ -175,7 +177,7 @@ def rows_of(source: SourceConfig, sample_by: SampleBy, *, streaming: bool = Fals
         yield row
 
 
-def format_of(source: SourceConfig, sample_by: SampleBy, task: Task, *, streaming: bool = False) -> Format:
+def format_of(source: SourceConfig, sample_by: SampleBy, task: Task | Rows, *, streaming: bool = False) -> Format:
     """The format of a source, told from the columns of its first rows where it is `auto`."""
     seen: dict[str, Any] = {}
     bad: list[BadRow] = []
@@ -307,6 +309,8 @@ def _schema() -> pa.Schema:
             "trained_count": pa.int64(),
             "labels": pa.list_(pa.string()),
             "parts": pa.list_(pa.int32()),
+            "numbers": pa.list_(pa.float64()),
+            "columns": pa.string(),
             "row": pa.int64(),
             "file": pa.int32(),
             "content": pa.int64(),
@@ -331,6 +335,8 @@ def _record_batch(chunk: Chunk, files: dict[str, int], schema: pa.Schema) -> pa.
         pa.array(chunk.trained_counts),
         pa.array(chunk.labels, pa.list_(pa.string())),
         pa.array(chunk.parts, pa.list_(pa.int32())),
+        pa.array(chunk.numbers, pa.list_(pa.float64())),
+        pa.array(chunk.columns, pa.string()),
         pa.array(chunk.rows),
         pa.array(numbers[chunk.files]),
         pa.array(chunk.contents),

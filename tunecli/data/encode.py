@@ -56,11 +56,13 @@ class Chunk:
     span_counts: np.ndarray
     """[examples] int64: spans of each"""
     trained_counts: np.ndarray
-    """[examples] int64: trained tokens of each; 1 where the whole is labelled"""
+    """[examples] int64: trained tokens of each; 1 where there are no spans"""
     labels: list[tuple[str, ...]]
     """of each example"""
     parts: list[tuple[int, ...]]
     """of each example: where the parts after the first begin"""
+    numbers: list[tuple[float, ...]]
+    columns: list[str]
     truncated: np.ndarray
     """[examples] bool"""
     contents: np.ndarray
@@ -241,6 +243,8 @@ def _flat(used: list[tuple[Row, Example, list[Item]]]) -> Chunk:
         trained_counts=np.array([sum(e - s for s, e in tokens.spans) or 1 for _, tokens in items], np.int64),
         labels=[tokens.labels for _, tokens in items],
         parts=[tokens.parts for _, tokens in items],
+        numbers=[tokens.numbers for _, tokens in items],
+        columns=[tokens.columns for _, tokens in items],
         truncated=np.array([tokens.truncated for _, tokens in items], np.bool_),
         contents=np.array([hashes[id(row)] for row, _ in items], np.int64),
         rows=np.array([row.number for row, _ in items], np.int64),

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-Arrays = tuple[np.ndarray, np.ndarray, tuple[str, ...], tuple[int, ...]]
+Arrays = tuple[np.ndarray, np.ndarray, tuple[str, ...], tuple[int, ...], tuple[float, ...], str]
 """What `Encoded.of` takes."""
 
 
@@ -26,15 +26,23 @@ class Encoded:
     """[spans, 2] int32: start and end of what is trained"""
     labels: tuple[str, ...] = ()
     parts: tuple[int, ...] = ()
+    numbers: tuple[float, ...] = ()
+    columns: str = ""
 
     @classmethod
     def of(
-        cls, ids: np.ndarray, spans: np.ndarray, labels: tuple[str, ...] = (), parts: tuple[int, ...] = ()
+        cls,
+        ids: np.ndarray,
+        spans: np.ndarray,
+        labels: tuple[str, ...] = (),
+        parts: tuple[int, ...] = (),
+        numbers: tuple[float, ...] = (),
+        columns: str = "",
     ) -> Encoded:
         """`ids`: [n] of any integers. `spans`: [start, end, start, end, ...]."""
         import torch
 
-        return cls(torch.from_numpy(ids.astype(np.int64)), spans.reshape(-1, 2), labels, parts)
+        return cls(torch.from_numpy(ids.astype(np.int64)), spans.reshape(-1, 2), labels, parts, numbers, columns)
 
     @cached_property
     def trained(self) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -34,6 +34,51 @@ class Text:
     text: str
 
 
+Written = Messages | PromptCompletion
+"""A prompt and what was written after it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two completions of one prompt, of which one is preferred."""
+
+    chosen: Written
+    rejected: Written
+    """the same kind as `chosen`, after the same prompt"""
+    margin: float | None = None
+    """by how much `chosen` is better, 0 or more; None: not known"""
+    probability: float | None = None
+    """that `chosen` is the better one, in [0, 1]; None: it is"""
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A text, or a completion of a prompt, and how good it is."""
+
+    text: Written | Text
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """A completion of a prompt, and whether it is liked."""
+
+    text: Written
+    desirable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a model is asked, to which it is to write the answer itself."""
+
+    text: list[dict[str, Any]] | str
+    """messages for the chat template, the last of which is no assistant's; or raw text"""
+    columns: dict[str, Any] = field(default_factory=dict)
+    """the other columns of the row, for what judges the answer; JSON values"""
+    tools: list[dict[str, Any]] | None = None
+    """as in `Messages`"""
+
+
 @dataclass(frozen=True, slots=True)
 class Columns:
     """The texts of a row by column, for a template that says what is made of them."""
@@ -59,7 +104,8 @@ class Tagged:
     tags: tuple[str, ...]
 
 
-Example = Messages | PromptCompletion | Text | Columns | Labelled | Tagged
+Judged = Pair | Scored | Feedback
+Example = Messages | PromptCompletion | Text | Columns | Labelled | Tagged | Judged | Prompt
 
 
 class Unusable(Exception):

@@ -190,7 +190,7 @@ def _examples(chunk: Chunk, exclude: np.ndarray) -> Iterator[TokenizedRow]:
     ids = np.split(chunk.ids, np.cumsum(chunk.lengths)[:-1])
     spans = np.split(chunk.spans, np.cumsum(2 * chunk.span_counts)[:-1])
     for i in np.flatnonzero(~np.isin(chunk.contents, exclude)):
-        arrays = (ids[i], spans[i], chunk.labels[i], chunk.parts[i])
+        arrays = (ids[i], spans[i], chunk.labels[i], chunk.parts[i], chunk.numbers[i], chunk.columns[i])
         yield arrays, _origin(chunk, int(i)), int(chunk.adapters[i])
 
 

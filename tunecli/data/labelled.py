@@ -31,7 +31,7 @@ def labelled(example: Labelled, encoder: TextEncoder, options: Encoding) -> Step
     opening, *middle, closing = encoder.ends if example.pair is None else encoder.pair_ends
     added = len(opening) + sum(map(len, middle)) + len(closing) + len(options.before)
     bodies = [encoder.ids(text) for text in texts]
-    kept = _longest_first(bodies, options, options.max_length - added)
+    kept = longest_first(bodies, options, options.max_length - added)
     first = [*opening, *options.before, *kept[0], *(middle[0] if middle else [])]
     second = kept[1] if len(kept) > 1 else []
     truncated = kept != bodies
@@ -72,7 +72,7 @@ def _is_finite(text: str) -> bool:
         return False
 
 
-def _longest_first(bodies: list[list[int]], options: Encoding, room: int) -> list[list[int]]:
+def longest_first(bodies: list[list[int]], options: Encoding, room: int) -> list[list[int]]:
     """The texts with at most `room` tokens in all."""
     excess = sum(map(len, bodies)) - room
     if excess <= 0:

@@ -7,7 +7,20 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from tunecli.config.errors import Problem
-from tunecli.data.examples import Columns, Example, Labelled, Messages, PromptCompletion, Tagged, Unusable
+from tunecli.data.examples import (
+    Columns,
+    Example,
+    Feedback,
+    Labelled,
+    Messages,
+    Pair,
+    Prompt,
+    PromptCompletion,
+    Scored,
+    Tagged,
+    Text,
+    Unusable,
+)
 from tunecli.data.formats.turns import is_blank
 from tunecli.data.templates import ChatTemplate
 
@@ -25,6 +38,13 @@ ANSWER = "TUNECLI-ANSWER"
 
 def findings(example: Example, special_tokens: Collection[str] = ()) -> list[str]:
     """Kinds of findings, each at most once. `special_tokens`: texts that the tokenizer turns into control tokens."""
+    if isinstance(example, Pair):
+        sides = [findings(side, special_tokens) for side in (example.chosen, example.rejected)]
+        return list(dict.fromkeys(kind for found in sides for kind in found))
+    if isinstance(example, Scored | Feedback):
+        return findings(example.text, special_tokens)
+    if isinstance(example, Prompt):
+        return _question(example, special_tokens)
     if isinstance(example, Messages):
         texts = [message.get("content") or "" for message in example.messages]
         found = _conversation(example.messages)
@@ -42,6 +62,12 @@ def findings(example: Example, special_tokens: Collection[str] = ()) -> list[str
         texts, found = [example.text], []
     whole = "\n".join(texts)
     return [*found, SPECIAL_TOKENS] if any(token in whole for token in special_tokens) else found
+
+
+def _question(example: Prompt, special_tokens: Collection[str]) -> list[str]:
+    if isinstance(example.text, str):
+        return findings(Text(example.text), special_tokens)
+    return [kind for kind in findings(Messages(example.text), special_tokens) if kind != ENDS_WITH_QUESTION]
 
 
 def _conversation(messages: list[dict[str, Any]]) -> list[str]:

@@ -10,6 +10,7 @@ at its end, where a template has them between prompt and completion: they are th
 from __future__ import annotations
 
 from collections.abc import Generator
+from typing import Any
 
 from tunecli.config.data import Overlong, Side
 from tunecli.data.examples import Messages, PromptCompletion, TooLong, Unusable
@@ -85,3 +86,14 @@ def plain_pair(example: Messages) -> PromptCompletion:
             "data.columns.source and data.columns.target name columns of text; data.system=drop leaves out systems",
         )
     return PromptCompletion(texts[0], texts[1])
+
+
+def plain_question(messages: list[dict[str, Any]]) -> str:
+    """One question as a source. Raises Unusable: there is more to the conversation."""
+    text, roles = messages[-1].get("content"), [message["role"] for message in messages]
+    if roles != ["user"] or not isinstance(text, str) or not text:
+        raise Unusable(
+            f"a conversation ({', '.join(roles)}), and an encoder-decoder reads one text",
+            "data.columns.prompt names a column of text; data.system=drop leaves out systems",
+        )
+    return text

@@ -17,23 +17,39 @@ examples have been tokenised together.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Generator
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from tunecli.config.data import Thinking
 from tunecli.config.stage import Task
 from tunecli.data import conversation
 from tunecli.data.documents import documents
-from tunecli.data.examples import Columns, Example, Labelled, Messages, PromptCompletion, Tagged, Text, Unusable
+from tunecli.data.examples import (
+    Columns,
+    Example,
+    Feedback,
+    Labelled,
+    Messages,
+    Pair,
+    Prompt,
+    PromptCompletion,
+    Scored,
+    Tagged,
+    Text,
+    Unusable,
+    Written,
+)
+from tunecli.data.judged import Side, encoder_text, fitting_prompt, judged
 from tunecli.data.labelled import labelled, tagged
-from tunecli.data.source_target import plain_pair, source_target
+from tunecli.data.source_target import plain_pair, plain_question, source_ids, source_target
 from tunecli.data.templates import ChatTemplate
 from tunecli.data.text_encoder import Request, TextEncoder
 from tunecli.data.tokens import Encoding, Span, Tokens, fit, window
 from tunecli.data.verbalizing import Verbalizer
-from tunecli.data.virtual import filled, surrounded
+from tunecli.data.virtual import filled, surrounded, surrounded_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -109,6 +125,10 @@ def _checked(requests: list[Request]) -> list[Request]:
 
 
 def _encode(example: Example, job: _Job) -> Steps:
+    if isinstance(example, Pair | Scored | Feedback):
+        return (yield from judged(example, partial(_judged_text, job=job), job.options))
+    if isinstance(example, Prompt):
+        return (yield from _prompt(example, job))
     if job.options.task is Task.seq2seq_lm and isinstance(example, Messages | PromptCompletion):
         pair = example if isinstance(example, PromptCompletion) else plain_pair(_edited(example, job.options))
         return (yield from source_target(pair, job.encoder, job.options))
@@ -136,6 +156,67 @@ def _encode(example: Example, job: _Job) -> Steps:
     added = len(job.options.before) + len(job.options.between)
     fitting = fit(items, job.options, added)
     return [surrounded(tokens, job.options, job.encoder.ends[0]) for tokens in fitting] if added else fitting
+
+
+def _judged_text(text: Written | Text, job: _Job) -> Generator[list[Request], None, Side]:
+    """A completion with its prompt, as a language model or a classifier reads it, not yet cut to its length."""
+    options, tokenizer = job.options, job.tokenizer
+    if options.task is Task.seq2seq_lm:
+        if isinstance(text, Text):
+            raise Unusable("a text without a prompt is no source and target", "data.columns.prompt=COLUMN")
+        pair = text if isinstance(text, PromptCompletion) else plain_pair(_edited(text, options))
+        (tokens,) = yield from source_target(pair, job.encoder, options)
+        return Side(tokens, added=0, opening=None)
+    if options.task is Task.sequence_classification and tokenizer.sep_token_id is not None:
+        return (yield from encoder_text(_without_template(text, job), job.encoder, options))
+    if isinstance(text, Messages) and not tokenizer.chat_template and job.encoder.ends[1]:
+        plain = plain_pair(_edited(text, options))  # an encoder-decoder, which no template was made for
+        text = PromptCompletion(f"{plain.prompt}\n", plain.completion)
+    if isinstance(text, Messages):
+        items = yield from _conversation(job.template.prepared(_edited(text, options)), job)
+    else:
+        items = yield from (_text(text, job) if isinstance(text, Text) else _prompt_completion(text, job))
+    if len(items) > 1:
+        raise Unusable(
+            "the chat template renders earlier turns differently when later ones follow, and the completion has "
+            f"{len(items)} answers",
+            "leave one answer in the completion: those before it belong to the prompt",
+        )
+    ids, spans = items[0].input_ids, items[0].spans
+    # Without what the template writes after the end of turn: no model that answers does.
+    end = spans[-1][1] if isinstance(text, Messages) and spans else len(ids)
+    return Side(Tokens(ids[:end], spans), len(options.before) + len(options.between), job.encoder.ends[0])
+
+
+def _without_template(text: Written | Text, job: _Job) -> PromptCompletion | Text:
+    """What an encoder reads as one text or as two: it has seen no chat template in its pretraining, so that question
+    and answer become two plain texts; a longer conversation is rendered if there is a template."""
+    if not isinstance(text, Messages):
+        return text
+    text = _edited(text, job.options)
+    if [message["role"] for message in text.messages] == ["user", "assistant"] or not job.tokenizer.chat_template:
+        return plain_pair(text)
+    last = max(i for i, message in enumerate(text.messages) if message["role"] == "assistant")
+    return PromptCompletion(*_answer_text(job.template.prepared(text), last, job.template))
+
+
+def _prompt(example: Prompt, job: _Job) -> Steps:
+    """One item without spans: what is generated from."""
+    options, encoder = job.options, job.encoder
+    if isinstance(example.text, str):
+        text, special = example.text, True
+    elif options.task is Task.seq2seq_lm:
+        text, special = plain_question(example.text), True
+    else:
+        chat = _edited(Messages(example.text, tools=example.tools), options)
+        text, special = job.template.render(job.template.prepared(chat), add_generation_prompt=True), False
+    plain = options.task is Task.seq2seq_lm
+    yield [(text, special and not plain)]
+    columns = json.dumps(example.columns, ensure_ascii=False)
+    if plain:
+        return [Tokens(source_ids(text, encoder, options), [], columns=columns)]
+    ids = surrounded_prompt(encoder.ids(text, add_special_tokens=special), options, encoder)
+    return [fitting_prompt(ids, options, columns)]
 
 
 def _filled(example: Columns, job: _Job) -> Tokens:

@@ -9,7 +9,7 @@ from enum import Enum
 from typing import Any
 
 from tunecli.config.data import Overlong, Side, SystemPolicy, Thinking
-from tunecli.config.stage import ProblemType, Subwords, Task, Turns
+from tunecli.config.stage import ProblemType, Rows, Subwords, Task, Turns
 from tunecli.data.examples import TooLong, Unusable
 
 EVERY = "*"
@@ -37,6 +37,8 @@ class Encoding:
     problem_type: ProblemType = ProblemType.single_label
     label_subwords: Subwords = Subwords.first
     overlap: int = 0
+    rows: Rows | None = None
+    """what the rows hold where the task alone does not tell"""
     templates: tuple[str, ...] = ()
     """with a gap for the label's word, see `tunecli.config.cloze`; none: labels are told by a head"""
     verbalizer: dict[str, str] = field(default_factory=dict)
@@ -59,9 +61,11 @@ class Encoding:
     """adapter -> the fields above for its rows"""
 
     @property
-    def reads(self) -> Task:
+    def reads(self) -> Task | Rows:
         """The task whose rows are read: those of a classifier, where gaps are filled; plain documents, as masked
         language models read, where every token of an encoder-decoder's rows is learnt."""
+        if self.rows is not None:
+            return self.rows
         if self.task is Task.seq2seq_lm and self.train_on_prompt:
             return Task.masked_lm
         return Task.sequence_classification if self.templates else self.task
@@ -87,7 +91,12 @@ class Tokens:
     """of the whole, or the tag of each span"""
     parts: tuple[int, ...] = ()
     """where each part after the first begins: the second text of a pair, the target after its source, another
-    template with the same texts"""
+    template with the same texts, the rejected text of a pair; where a pair is for an encoder-decoder: the target of
+    the chosen one, the source and the target of the rejected one"""
+    numbers: tuple[float, ...] = ()
+    """margin and probability of a pair; the score of a scored text; 1 or 0 for feedback"""
+    columns: str = ""
+    """the other columns of a prompt's row, as JSON"""
 
     @property
     def trained(self) -> list[bool]:

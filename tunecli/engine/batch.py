@@ -49,6 +49,16 @@ class Batch:
     """[candidates] int64: which question each is an answer to; those of one question stand together"""
     right: Tensor | None = None
     """[questions] int64: the candidate that is right"""
+    margins: Tensor | None = None
+    """[questions] float32: by how much the right candidate is better than the other, 0 where that is not known"""
+    probabilities: Tensor | None = None
+    """[questions] float32: that the right candidate is the better one"""
+    scores: Tensor | None = None
+    """[questions] float32: what the only candidate is worth; nan where two are compared"""
+    reference: Tensor | None = None
+    """[candidates] float32: log-probability of each under the reference, summed over its tokens"""
+    parents: Tensor | None = None
+    """[sequences] int64: the sequence that each goes on from, -1 where it stands for itself; None: all do"""
     adapters: Tensor | None = None
     """[sequences] int64: which adapter each is for; None: all of them for all"""
     num_tokens: int

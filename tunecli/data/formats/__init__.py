@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tunecli.config.data_checks import FORMATS as READS
-from tunecli.config.data_checks import formats_for
+from tunecli.config.data_checks import JUDGED, formats_for
 from tunecli.config.errors import UserError
 from tunecli.config.nearest import did_you_mean
 from tunecli.config.stage import Task
@@ -17,9 +17,11 @@ from tunecli.data.examples import Example, Unusable
 from tunecli.data.formats import (
     alpaca,
     custom,
+    judged,
     labelled,
     messages,
     prompt_completion,
+    prompts,
     row,
     seq2seq,
     sharegpt,
@@ -40,7 +42,13 @@ FORMATS: dict[str, Callable[[dict[str, Any]], Example]] = {
     "tagging": tagging.convert,
     "seq2seq": seq2seq.convert,
     "columns": row.convert,
+    "preference": judged.convert_pair,
+    "scored": judged.convert_scored,
+    "feedback": judged.convert_feedback,
+    "prompts": prompts.convert,
 }
+_JUDGED = frozenset(name for names in JUDGED.values() for name in names)
+_OTHERS = tuple(name for name in FORMATS if name not in _JUDGED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +62,8 @@ class Format:
     """whether the columns told it"""
     note: str = ""
     """what a user should know: the file of a custom function, a column that is not read"""
+    known: tuple[str, ...] = _OTHERS
+    """formats of the columns that a custom function may return"""
 
     def __call__(self, values: dict[str, Any]) -> Example:
         if self.columns:
@@ -61,7 +71,7 @@ class Format:
         if not self.name.startswith(custom.PREFIX):
             return FORMATS[self.name](values)
         found = custom.call(self.name, values)
-        return _by_its_keys(found, self.name) if isinstance(found, dict) else found
+        return _by_its_keys(found, self.name, self.known) if isinstance(found, dict) else found
 
     @property
     def fingerprint(self) -> list[Any]:
@@ -89,7 +99,8 @@ def choose_format(
             what, fix = no_column(first, expected, absent)
             raise UserError(what, where=f"data.columns.{expected}", fix=fix)
     if name.startswith(custom.PREFIX):
-        return Format(name, columns, note=f"{name} is in {custom.file_of(name)}")
+        note = f"{name} is in {custom.file_of(name)}"
+        return Format(name, columns, note=note, known=_OTHERS if _JUDGED.isdisjoint(known) else tuple(known))
     if name == "auto":
         return _detected(columns, first, known)
     if name not in FORMATS:
@@ -126,6 +137,15 @@ def _labels_not_read(first: dict[str, Any]) -> str:
 def _how_to_map(known: Collection[str]) -> str:
     if "seq2seq" in known:
         return "say which columns hold what: data.columns.source=COLUMN data.columns.target=COLUMN"
+    if "preference" in known:
+        return "name the columns of two answers: data.columns.chosen=COLUMN data.columns.rejected=COLUMN" + (
+            ", or of an answer and its score: data.columns.completion=COLUMN data.columns.score=COLUMN"
+            if "scored" in known
+            else ""
+        )
+    if "feedback" in known or "prompts" in known:
+        columns = ("prompt", "completion", "label") if "feedback" in known else ("prompt",)
+        return f"say which columns hold what: {' '.join(f'data.columns.{column}=COLUMN' for column in columns)}"
     if "alpaca" not in known:
         formats = [" ".join(f"data.columns.{column}=COLUMN" for column in READS[name]) for name in known]
         return f"say which columns hold what: {', or '.join(formats)}"
@@ -163,9 +183,9 @@ def _overrides(name: str, renamed: dict[str, str]) -> str:
     return " ".join([f"data.format={name}", *(f"data.columns.{new}={old}" for new, old in renamed.items())])
 
 
-def _by_its_keys(values: dict[str, Any], name: str) -> Example:
+def _by_its_keys(values: dict[str, Any], name: str, known: Collection[str]) -> Example:
     """The example in what a custom function returned."""
-    found = candidates(values, {}, FORMATS)
+    found = candidates(values, {}, known)
     if len(found) != 1:
         raise Unusable(
             f"{name} returns a dict with the keys {', '.join(map(str, values)) or 'none'}, "

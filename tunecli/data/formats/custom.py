@@ -13,7 +13,20 @@ from typing import Any
 
 from tunecli.config.errors import UserError
 from tunecli.config.nearest import did_you_mean
-from tunecli.data.examples import Columns, Example, Messages, PromptCompletion, Text, Unusable
+from tunecli.data.examples import (
+    Columns,
+    Example,
+    Feedback,
+    Messages,
+    Pair,
+    Prompt,
+    PromptCompletion,
+    Scored,
+    Text,
+    Unusable,
+)
+from tunecli.data.formats.judged import check_pair
+from tunecli.data.formats.prompts import check as check_prompt
 from tunecli.data.formats.turns import check_order, read_tools, read_turns
 
 PREFIX = "custom:"
@@ -63,7 +76,11 @@ def call(name: str, values: dict[str, Any]) -> Example | dict[str, Any]:
     if isinstance(found, Messages):
         found = replace(found, messages=read_turns(found.messages, "messages"), tools=read_tools(found.tools))
         check_order(found)
-    elif not (isinstance(found, dict) or _is_text(found)):
+    elif isinstance(found, Pair):
+        check_pair(found)
+    elif isinstance(found, Prompt):
+        check_prompt(found)
+    elif not (isinstance(found, dict | Scored | Feedback) or _is_text(found)):
         raise Unusable(
             f"{name} returns {found!r:.60}",
             "return one of tunecli.data.examples, or a dict with the columns of a format, such as messages",

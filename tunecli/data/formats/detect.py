@@ -33,6 +33,9 @@ SOURCE_TARGET = (
     ("input", "target"),
 )
 """Columns of what is read and what is written."""
+ANSWERS = ("completion", "response", "messages", "text")
+"""Columns that may hold what a score or a label is for."""
+QUESTIONS = ("prompt", "question", "query", "instruction")
 LABELS = ("label", "labels")
 WORDS, TAGS = ("tokens", "words"), ("tags", "ner_tags", "pos_tags", "labels")
 
@@ -49,6 +52,7 @@ def candidates(
     all_found = [
         *_labelled(names),
         *_text_to_text(names),
+        *_judged(names),
         *_all_candidates(names, values.get(columns.get("conversations", "conversations"))),
     ]
     found = [each for each in all_found if each[0] in known]
@@ -96,6 +100,21 @@ def _text_to_text(known: set[str]) -> Iterator[tuple[str, set[str], dict[str, st
     pair = next((pair for pair in SOURCE_TARGET if known.issuperset(pair)), None)
     if pair is not None:
         yield "seq2seq", set(pair), _renamed({"source": pair[0], "target": pair[1]})
+
+
+def _judged(known: set[str]) -> Iterator[tuple[str, set[str], dict[str, str]]]:
+    compared = {"chosen", "rejected"} <= known
+    if compared:
+        yield "preference", {"chosen", "rejected"}, {}
+    answer = next((name for name in ANSWERS if name in known), None)
+    if "score" in known and answer and not compared:
+        column = "completion" if answer == "response" else answer
+        yield "scored", {answer, "score"}, _renamed({column: answer})
+    if {"prompt", "label"} <= known and answer in ("completion", "response"):
+        yield "feedback", {"prompt", answer, "label"}, _renamed({"completion": answer})
+    question = next((name for name in QUESTIONS if name in known), None)
+    if question is not None:
+        yield "prompts", {question}, _renamed({"prompt": question})
 
 
 def _renamed(columns: dict[str, str]) -> dict[str, str]:
