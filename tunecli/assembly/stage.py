@@ -12,9 +12,7 @@ from tunecli.assembly.data import Data, build_feed, encoding_of
 from tunecli.assembly.readers import batching_of
 from tunecli.config.errors import UserError
 from tunecli.config.run import RunConfig
-from tunecli.config.stage import (
-    Task,
-)
+from tunecli.config.stage import PPOConfig, Task
 from tunecli.data.batching import microbatches
 from tunecli.data.examples import Unusable
 from tunecli.data.feed import Feed
@@ -24,6 +22,8 @@ from tunecli.engine.batch import Batch
 from tunecli.engine.stage import Stage
 from tunecli.evaluation.evaluator import Evaluator
 from tunecli.models.self_test import Wrapped
+from tunecli.peft_methods.reference import reference_of
+from tunecli.rewards import build_rewards
 from tunecli.stages import STAGES
 from tunecli.stages.setting import Setting
 
@@ -31,7 +31,11 @@ from tunecli.stages.setting import Setting
 def build_stage(
     config: RunConfig, data: Data, feed: Feed, policy: Wrapped, accelerator: Accelerator, num_examples: int
 ) -> Stage:
+    """Before a checkpoint is restored: the reference is the policy as it is now."""
     setting = replace(build_setting(config, data, policy, accelerator), feed=feed, num_examples=num_examples)
+    if isinstance(config.stage, PPOConfig):
+        reference, scorer = reference_of(policy.lm, config.peft), build_rewards(config.reward)
+        setting = replace(setting, reference=reference, scorer=scorer)
     return STAGES[config.stage.name](setting)
 
 
@@ -51,6 +55,7 @@ def build_setting(config: RunConfig, data: Data, policy: Wrapped, accelerator: A
         accelerator=accelerator,
         global_batch_size=config.train.global_batch_size,
         labels=data.labels,
+        seed=config.seed,
     )
 
 

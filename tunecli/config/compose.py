@@ -134,9 +134,8 @@ def _chosen_twice(selection: Selection) -> Iterator[Problem]:
     for layer in selection.layers:
         if layer.section in seen:
             key, (group, _, option) = ".".join(layer.section), layer.name.partition("/")
-            fix = (
-                f"choose it once (values: {key}.KEY=VALUE); a second one has a name: +{group}@{group}.second={option}"
-            )
+            second = f"+{group}@{group}.second={option}"
+            fix = f"choose it once (values: {key}.KEY=VALUE); a second one has a name: {second}"
             yield Problem(key, "is chosen twice, and the later choice would undo what the recipe sets", fix)
         elif len(layer.section) == 2 and layer.section[0] in NAMED:
             seen.add(layer.section)

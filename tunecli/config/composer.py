@@ -115,9 +115,7 @@ class Composer:
             section = tuple(entry.package.split(".")) if entry.package else ()
             if entry_name.startswith("schema/"):
                 _, group, schema = entry_name.split("/")
-                if section not in {
-                    (named,) for named in NAMED
-                }:  # of an option that names no entry, which `compose_run` reports
+                if not (len(section) == 1 and group in NAMED):  # it names no entry, which `compose_run` reports
                     with readable_errors(self.primary.where()):
                         OmegaConf.update(selection.skeleton, entry.package, SCHEMAS[group][schema])
             elif path := self._find(entry_name):

@@ -9,11 +9,12 @@ from typing import Any
 
 from tunecli.config.errors import Problem
 from tunecli.config.run import RunConfig
-from tunecli.config.stage import Advantage, KLController, PPOConfig
+from tunecli.config.stage import Advantage, KLController, KLEstimator, KLPlace, PPOConfig
 
-ABOVE_0 = ("rollout_batch_size", "num_samples", "num_ppo_epochs", "max_new_tokens", "temperature", "top_p")
-ABOVE_0 += ("kl_target", "kl_horizon", "score_clip", "clip_range", "value_clip_range", "value_learning_rate")
-ABOVE_0 += ("early_stop_kl",)
+ABOVE_0 = (
+    *("rollout_batch_size", "num_samples", "num_ppo_epochs", "max_new_tokens", "temperature", "top_p", "kl_target"),
+    *("kl_horizon", "score_clip", "clip_range", "value_clip_range", "value_learning_rate", "early_stop_kl"),
+)
 NOT_BELOW_0 = ("min_new_tokens", "top_k", "kl_coef", "missing_eos_penalty", "vf_coef", "entropy_coef")
 SHARES = ("gamma", "lam", "top_p")
 """At most 1."""
@@ -30,6 +31,7 @@ def ppo_problems(config: RunConfig) -> Iterator[Problem]:
     yield from _units(config, config.stage)
     yield from _idle(config.stage)
     yield from _data(config)
+    yield from _dropout(config)
 
 
 def _numbers(stage: PPOConfig) -> Iterator[Problem]:
@@ -75,8 +77,20 @@ def _idle(stage: PPOConfig) -> Iterator[Problem]:
         if name in OF_CONTROLLER and stage.kl_controller is KLController.fixed:
             what = "does nothing with kl_controller=fixed"
             yield Problem(f"stage.{name}", what, f"stage.kl_controller=adaptive, or stage.{name}={default}")
+    if stage.kl_in is KLPlace.loss and stage.kl_estimator is KLEstimator.k1 and stage.kl_coef:
+        what = "k1 in the loss has no gradient on average"
+        yield Problem("stage.kl_estimator", what, "stage.kl_estimator=k3, or stage.kl_in=reward")
     if stage.kl_controller is KLController.adaptive and stage.kl_coef == 0:
         yield Problem("stage.kl_coef", "is 0, which the controller can only multiply", "stage.kl_coef=0.05")
+
+
+def _dropout(config: RunConfig) -> Iterator[Problem]:
+    """With it the policy that is trained would not be the one that drew the answers."""
+    for name, method in config.peft.items():
+        for field in fields(method):
+            if "dropout" in field.name and getattr(method, field.name):
+                key = f"peft.{name}.{field.name}"
+                yield Problem(key, "is set, and stage=ppo trains without dropout", f"{key}=0")
 
 
 def _default(name: str) -> Any:
@@ -87,7 +101,7 @@ def _default(name: str) -> Any:
 def _data(config: RunConfig) -> Iterator[Problem]:
     for name in RIGHT_ANSWERS:
         if value := getattr(config.evaluation, name):
-            none = [] if isinstance(value, list) else 0
+            none = "[]" if isinstance(value, list) else "0"
             what = "is not for stage=ppo, which has an evaluation of its own: the score of held-out prompts"
             yield Problem(f"evaluation.{name}", what, f"evaluation.{name}={none}")
     if config.data.adapter_column is not None:

@@ -293,11 +293,15 @@ class PPOConfig(StageConfig):
     value_learning_rate: float | None = None
     """Of the value head; empty: `train.learning_rate`."""
     early_stop_kl: float | None = None
-    """Draw new answers as soon as a step was this far, in nats per token, from the policy that drew the present ones."""
+    """Draw new answers as soon as a step was so far, in nats per token, from the policy that drew those at hand."""
 
     @property
     def task(self) -> Task:
         return Task(self.language_model.value)
+
+    @property
+    def reads(self) -> Rows:
+        return Rows.prompts
 
     @property
     def head_learning_rate(self) -> float | None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from tunecli.engine.stage import Stage
 from tunecli.stages.classify import classify
+from tunecli.stages.ppo import ppo
 from tunecli.stages.pretrain import pretrain
 from tunecli.stages.seq2seq import seq2seq
 from tunecli.stages.setting import Setting
@@ -20,4 +21,5 @@ STAGES: dict[str, Callable[[Setting], Stage]] = {
     "tag": tag,
     "seq2seq": seq2seq,
     "verbalize": verbalize,
+    "ppo": ppo,
 }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from accelerate import Accelerator
 
@@ -11,7 +13,19 @@ from tunecli.data.batching import Batching, Examples
 from tunecli.data.feed import Feed
 from tunecli.data.labels import Labels
 from tunecli.evaluation.evaluator import Evaluator
+from tunecli.peft_methods.reference import Reference
 from tunecli.stages.supervised import Loss, Measure, Supervised
+
+
+class Scores(Protocol):
+    total: list[float]
+    """one for each answer"""
+    parts: dict[str, list[float]]
+    """name of a reward -> what it adds to them, unweighted"""
+
+
+Scorer = Callable[[list[Any], list[str], list[dict[str, Any]]], Scores]
+"""Of prompts (texts or messages), their completions, and the other columns of the prompts' rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +42,11 @@ class Setting:
     """how many examples training sees in all"""
     labels: Labels | None = None
     """of a model with a head for them"""
+    reference: Reference | None = None
+    """the policy as it was before its first step, of stages that stay near it"""
+    scorer: Scorer | None = None
+    """what answers are worth, of stages that draw them"""
+    seed: int = 0
 
     def supervised(self, loss_of: Loss, measure: Measure) -> Supervised:
         return Supervised(
