@@ -32,7 +32,7 @@ from tunecli.config.errors import ConfigError, Problem, UserError
 from tunecli.config.launch import Strategy
 from tunecli.config.origins import find_origins
 from tunecli.config.paths import display, point_latest_at
-from tunecli.config.reward import RewardConfig, RewardModelConfig
+from tunecli.config.reward import RewardEntry, RewardModelConfig
 from tunecli.config.run import RunConfig, to_yaml, with_head
 from tunecli.config.run_lock import lock_run
 from tunecli.config.train import Precision
@@ -219,7 +219,7 @@ def _resolve(config: RunConfig, run_dir: Path) -> RunConfig:
     )
 
 
-def _with_place(reward: RewardConfig) -> RewardConfig:
+def _with_place(reward: RewardEntry) -> RewardEntry:
     """What a link such as `latest` leads to now is the reward model, also when the run is resumed."""
     if not isinstance(reward, RewardModelConfig) or not Path(reward.path).expanduser().exists():
         return reward

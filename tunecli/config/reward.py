@@ -9,7 +9,7 @@ from omegaconf import MISSING
 
 
 @dataclass(kw_only=True, slots=True)
-class RewardConfig:
+class RewardEntry:
     kind: str = MISSING
     weight: float = 1.0
     """What its scores are multiplied by before they are added up; negative: less is better."""
@@ -25,7 +25,7 @@ class Reads(Enum):
 
 
 @dataclass(kw_only=True, slots=True)
-class RewardModelConfig(RewardConfig):
+class RewardModelConfig(RewardEntry):
     """A trained classifier, frozen: its only logit, or how much likelier one label is than all others."""
 
     kind: str = "reward_model"
@@ -50,7 +50,7 @@ class Rule(Enum):
 
 
 @dataclass(kw_only=True, slots=True)
-class RulesConfig(RewardConfig):
+class RulesConfig(RewardEntry):
     """A rule that a program can check. Each entry is one: +reward@reward.NAME=rules adds another."""
 
     kind: str = "rules"
@@ -64,7 +64,7 @@ class RulesConfig(RewardConfig):
 
 
 @dataclass(kw_only=True, slots=True)
-class CustomConfig(RewardConfig):
+class CustomConfig(RewardEntry):
     """A function of your own: (prompts, completions, columns) -> a number for each."""
 
     kind: str = "custom"
@@ -72,7 +72,7 @@ class CustomConfig(RewardConfig):
     """`package.module:function`; modules in the current folder are found."""
 
 
-REWARD_SCHEMAS: dict[str, type[RewardConfig]] = {
+REWARD_SCHEMAS: dict[str, type[RewardEntry]] = {
     "reward_model": RewardModelConfig,
     "rules": RulesConfig,
     "custom": CustomConfig,

@@ -11,7 +11,7 @@ from pathlib import Path
 from tunecli.config.data_files import is_local
 from tunecli.config.errors import Problem
 from tunecli.config.model_path import is_folder_name
-from tunecli.config.reward import CustomConfig, RewardConfig, RewardModelConfig, Rule, RulesConfig
+from tunecli.config.reward import CustomConfig, RewardEntry, RewardModelConfig, Rule, RulesConfig
 from tunecli.config.run import RunConfig
 from tunecli.config.stage import PPOConfig
 
@@ -40,7 +40,7 @@ def reward_problems(config: RunConfig) -> Iterator[Problem]:
         yield from CHECKS[reward.kind](key, reward)
 
 
-def _reward_model(key: str, reward: RewardConfig) -> Iterator[Problem]:
+def _reward_model(key: str, reward: RewardEntry) -> Iterator[Problem]:
     assert isinstance(reward, RewardModelConfig)
     path = reward.path
     if not path:
@@ -53,7 +53,7 @@ def _reward_model(key: str, reward: RewardConfig) -> Iterator[Problem]:
         yield Problem(f"{key}.max_length", f"is {reward.max_length}", "a number greater than 0")
 
 
-def _rules(key: str, reward: RewardConfig) -> Iterator[Problem]:
+def _rules(key: str, reward: RewardEntry) -> Iterator[Problem]:
     assert isinstance(reward, RulesConfig)
     for rule, name in PARAMETERS.items():
         value = getattr(reward, name)
@@ -72,14 +72,14 @@ def _rules(key: str, reward: RewardConfig) -> Iterator[Problem]:
             yield Problem(f"{key}.pattern", f"is no regular expression: {error}", "one in Python's grammar")
 
 
-def _custom(key: str, reward: RewardConfig) -> Iterator[Problem]:
+def _custom(key: str, reward: RewardEntry) -> Iterator[Problem]:
     assert isinstance(reward, CustomConfig)
     module, _, function = reward.custom.partition(":")
     if not module or not function:
         yield Problem(f"{key}.custom", f"{reward.custom!r} names no function", f"{key}.custom=my_module:my_function")
 
 
-CHECKS: dict[str, Callable[[str, RewardConfig], Iterator[Problem]]] = {
+CHECKS: dict[str, Callable[[str, RewardEntry], Iterator[Problem]]] = {
     "reward_model": _reward_model,
     "rules": _rules,
     "custom": _custom,

@@ -21,7 +21,15 @@ from tunecli.config.data import SystemPolicy, training_sources
 from tunecli.config.data_files import is_local
 from tunecli.config.peft import HEAD, PTuningConfig
 from tunecli.config.run import RunConfig
-from tunecli.config.stage import Objective, PretrainConfig, ProblemType, StageConfig, Task, VerbalizeConfig
+from tunecli.config.stage import (
+    Objective,
+    PretrainConfig,
+    ProblemType,
+    RewardConfig,
+    StageConfig,
+    Task,
+    VerbalizeConfig,
+)
 from tunecli.config.template import Field, Words, parse_template
 from tunecli.data.mixture import labels as task_names
 from tunecli.data.prompts import formats_of, trained_on_raw_text
@@ -34,6 +42,8 @@ UNKNOWN = "PATH/TO/"
 """Stands before the name of a base model that whoever reads the card has to find."""
 IN_PEFT = ("lora", "adalora", "vera", "loha", "lokr", "oft", "ia3", "ln_tuning")
 """Methods whose folders peft loads by itself. Several of them together it takes for LoRA only."""
+PLAIN = "reward_model"
+"""Folder of a reward run, with the head in the same peft checkpoint as the only other adapter."""
 SOFT = ("prompt_tuning", "p_tuning")
 """Methods with tokens of their own, which the tokenizer does not know."""
 VIRTUAL_TOKENS = "virtual_tokens"
@@ -93,6 +103,13 @@ class Made:
         if self.task.has_labels or not methods:
             return False
         return {*methods} == {"lora"} or (len(methods) == 1 and methods[0] in IN_PEFT)
+
+
+def in_plain_peft(config: RunConfig) -> str:
+    """The only entry beside the head of a reward model, if peft alone loads it; else none."""
+    others = [name for name in config.peft if name != HEAD]
+    alone = isinstance(config.stage, RewardConfig) and HEAD in config.peft and len(others) == 1
+    return others[0] if alone and config.peft[others[0]].method in IN_PEFT else ""
 
 
 def made_by(config: RunConfig, run_dir: Path, kind: Result | None = None) -> Made:

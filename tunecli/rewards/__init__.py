@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunecli.config.errors import UserError
-from tunecli.config.reward import RewardConfig
+from tunecli.config.reward import RewardEntry
 from tunecli.rewards import custom, reward_model, rules
 
 Reward = Callable[[list[Any], list[str], list[dict[str, Any]]], list[float]]
 """(prompts, each a text or messages; completions; the other columns of the prompts' rows) -> one score each"""
 
-REWARDS: dict[str, Callable[[str, RewardConfig], Reward]] = {
+REWARDS: dict[str, Callable[[str, RewardEntry], Reward]] = {
     "reward_model": reward_model.build,
     "rules": rules.build,
     "custom": custom.build,
@@ -52,7 +52,7 @@ def _check(name: str, scores: list[float], wanted: int) -> None:
         raise UserError(f"gives {bad[0]} as a score", where=f"reward.{name}", fix="a finite number for each answer")
 
 
-def build_rewards(configs: Mapping[str, RewardConfig]) -> WeightedSum:
+def build_rewards(configs: Mapping[str, RewardEntry]) -> WeightedSum:
     """Raises UserError where one cannot be had."""
     return WeightedSum(
         {name: REWARDS[config.kind](name, config) for name, config in configs.items()},

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 from tunecli.config.errors import UserError
-from tunecli.config.reward import CustomConfig, RewardConfig
+from tunecli.config.reward import CustomConfig, RewardEntry
 from tunecli.data.formats.custom import PREFIX, load
 
 
-def build(name: str, config: RewardConfig) -> Callable[[list[Any], list[str], list[dict[str, Any]]], list[float]]:
+def build(name: str, config: RewardEntry) -> Callable[[list[Any], list[str], list[dict[str, Any]]], list[float]]:
     """Raises UserError where there is no such function."""
     assert isinstance(config, CustomConfig)
     where = f"reward.{name}.custom"

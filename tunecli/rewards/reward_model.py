@@ -18,7 +18,7 @@ from tunecli.config.data import Overlong, Side
 from tunecli.config.errors import UserError
 from tunecli.config.model import Attention
 from tunecli.config.nearest import did_you_mean
-from tunecli.config.reward import Reads, RewardConfig, RewardModelConfig
+from tunecli.config.reward import Reads, RewardEntry, RewardModelConfig
 from tunecli.config.stage import ProblemType, Rows, Task
 from tunecli.data.batching import Batching, microbatches
 from tunecli.data.encoded import Encoded
@@ -120,7 +120,7 @@ class RewardModel:
         return logits[:, self.label] - logits[:, others].logsumexp(1)
 
 
-def check(name: str, config: RewardConfig, *, chats: bool) -> None:
+def check(name: str, config: RewardEntry, *, chats: bool) -> None:
     """Read what the classifier says of itself; no weight is loaded.
 
     Args:
@@ -143,7 +143,7 @@ def check(name: str, config: RewardConfig, *, chats: bool) -> None:
         )
 
 
-def build(name: str, config: RewardConfig) -> RewardModel:
+def build(name: str, config: RewardEntry) -> RewardModel:
     """Load it, frozen. Raises UserError as `check`."""
     assert isinstance(config, RewardModelConfig)
     source, _ = _source(name, config)

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from tunecli.config.errors import UserError
-from tunecli.config.reward import RewardConfig, Rule, RulesConfig
+from tunecli.config.reward import RewardEntry, Rule, RulesConfig
 
 Columns = dict[str, Any]
 
@@ -53,7 +53,7 @@ RULES: dict[Rule, Callable[[str, Columns, RulesConfig], float]] = {
 }
 
 
-def build(name: str, config: RewardConfig) -> Callable[[list[Any], list[str], list[Columns]], list[float]]:
+def build(name: str, config: RewardEntry) -> Callable[[list[Any], list[str], list[Columns]], list[float]]:
     assert isinstance(config, RulesConfig)
     return partial(_scores, config=config)
 

@@ -8,6 +8,7 @@ from tunecli.engine.stage import Stage
 from tunecli.stages.classify import classify
 from tunecli.stages.ppo import ppo
 from tunecli.stages.pretrain import pretrain
+from tunecli.stages.reward import reward
 from tunecli.stages.seq2seq import seq2seq
 from tunecli.stages.setting import Setting
 from tunecli.stages.sft import sft
@@ -22,4 +23,5 @@ STAGES: dict[str, Callable[[Setting], Stage]] = {
     "seq2seq": seq2seq,
     "verbalize": verbalize,
     "ppo": ppo,
+    "reward": reward,
 }
