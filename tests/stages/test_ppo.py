@@ -22,6 +22,7 @@ from tunecli.config.stage import Advantage, KLController, KLEstimator, KLPlace, 
 from tunecli.config.train import Optimizer, Scheduler, TrainConfig
 from tunecli.engine.batch import Batch
 from tunecli.launch import ACCELERATE_CONFIG
+from tunecli.models.builtin import byte_tokenizer
 from tunecli.models.policy import Detail
 from tunecli.peft_methods.composition import inject
 from tunecli.peft_methods.saving import save_adapters
@@ -283,10 +284,11 @@ def arm(prompts: list[Any], completions: list[str], columns: list[dict[str, Any]
     return [float(said == letter(ARM)) for said in completions]
 
 
-def letter(token: int) -> str:
-    from tunecli.models.builtin import byte_tokenizer
+TOKENIZER = byte_tokenizer()
 
-    return byte_tokenizer().decode([token])
+
+def letter(token: int) -> str:
+    return TOKENIZER.decode([token])
 
 
 def probabilities(made: Ready) -> torch.Tensor:
@@ -296,21 +298,22 @@ def probabilities(made: Ready) -> torch.Tensor:
 
 
 BANDITS = {
-    Advantage.gae: {"rollout_batch_size": 64, "vf_coef": 0.5},
-    Advantage.rloo: {"rollout_batch_size": 64, "num_samples": 64, "whiten_advantages": False},
-    Advantage.grpo: {"rollout_batch_size": 64, "num_samples": 64, "whiten_advantages": False},
+    Advantage.gae: {"vf_coef": 0.5},
+    Advantage.rloo: {"num_samples": 64, "whiten_advantages": False},
+    Advantage.grpo: {"num_samples": 64, "whiten_advantages": False},
 }
 
 
 @pytest.mark.parametrize("advantage", list(Advantage))
 def test_a_bandit_is_learnt(tmp_path: Path, advantage: Advantage) -> None:
-    config = TrainConfig(lr_scheduler=Scheduler.constant, learning_rate=3e-3)
+    config = TrainConfig(lr_scheduler=Scheduler.constant, learning_rate=5e-3)
     made = ready(
         tmp_path,
         **ONE_TOKEN | BANDITS[advantage],
         config=config,
-        steps=60,
+        steps=40,
         reward=arm,
+        rollout_batch_size=64,
         advantage=advantage,
         kl_coef=0.0,
         global_batch_size=64,
@@ -323,7 +326,8 @@ def test_a_bandit_is_learnt(tmp_path: Path, advantage: Advantage) -> None:
 @pytest.mark.parametrize("kl_in", list(KLPlace))
 def test_the_optimum_is_the_reference_times_exp_of_the_reward(tmp_path: Path, kl_in: KLPlace) -> None:
     beta = 0.5
-    worth = {letter(token): math.sin(token) for token in range(VOCABULARY)}
+    letters = [letter(token) for token in range(VOCABULARY)]
+    worth = {each: math.sin(token) for token, each in enumerate(letters)}
 
     def reward(prompts: list[Any], completions: list[str], columns: list[dict[str, Any]]) -> list[float]:
         return [worth.get(said, 0.0) for said in completions]
@@ -331,8 +335,8 @@ def test_the_optimum_is_the_reference_times_exp_of_the_reward(tmp_path: Path, kl
     made = ready(
         tmp_path,
         **ONE_TOKEN,
-        config=TrainConfig(lr_scheduler=Scheduler.linear, learning_rate=1e-3),
-        steps=80,
+        config=TrainConfig(lr_scheduler=Scheduler.linear, learning_rate=2e-3),
+        steps=50,
         reward=reward,
         advantage=Advantage.rloo,
         num_samples=256,
@@ -345,7 +349,7 @@ def test_the_optimum_is_the_reference_times_exp_of_the_reward(tmp_path: Path, kl
         whiten_advantages=False,
     )
     start = probabilities(made)
-    rewards = torch.tensor([worth[letter(token)] if token > 3 else 0.0 for token in range(VOCABULARY)])
+    rewards = torch.tensor([worth[each] if token > 3 else 0.0 for token, each in enumerate(letters)])
     optimum = start * (rewards / beta).exp()
     optimum = optimum / optimum.sum()
     made.train()

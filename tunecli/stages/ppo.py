@@ -162,7 +162,7 @@ class PPO:
         return LossOutput(
             (total * weights).sum(),
             {name: (each.detach() * weights).sum() for name, each in measured.items()},
-            {name: (torch.tensor(value), one) for name, value in self.facts.items()},
+            {name: (torch.tensor(value, dtype=torch.float64), one) for name, value in self.facts.items()},
         )
 
     def evaluate(self, model: nn.Module, proceed: Callable[[float], bool]) -> Evaluation:
