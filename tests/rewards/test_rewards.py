@@ -1,4 +1,4 @@
-"""Rewards keep the order and the number of answers and give finite numbers; a reward model reads as it was trained."""
+"""Rewards keep order and number of the answers and give finite numbers; reward models read as they were trained."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_of_two_labels_the_score_is_the_log_odds_of_one(sentiment: Path, reads: 
     for prompt, answer, score in zip(PROMPTS, ANSWERS, scores, strict=True):
         texts = (answer,) if reads is Reads.completion else (prompt[0]["content"], answer)
         with torch.no_grad():
-            logits = lm(**reward.tokenizer(*texts, return_tensors="pt")).logits[0]
+            logits = lm(**reward.tokenizer(*texts, return_tensors="pt", return_token_type_ids=True)).logits[0]
         assert score == pytest.approx((logits[1] - logits[0]).item(), abs=1e-5)
 
 
