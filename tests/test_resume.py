@@ -31,6 +31,7 @@ CASES = {
     "adalora-two-processes": ["recipe=smoke_sft_lora", "peft=adalora", *ADALORA, *TWO],
     "classify-two-processes": ["recipe=smoke_classify", "peft=[lora,p_tuning_v2]", DROPOUT, *TWO],
     "ppo-two-processes": ["recipe=smoke_ppo", "stage.rollout_batch_size=24", *TWO],
+    "reward-two-processes": ["recipe=smoke_reward", DROPOUT, *TWO],
     "masked-lm-streamed-two-processes": ["recipe=smoke_mlm", *MLM_STREAM, *TWO],
 }
 """More of them, in one process, are in test_methods.py."""

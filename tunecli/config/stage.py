@@ -347,6 +347,11 @@ class ScoreConfig(RewardConfig):
     def reads(self) -> Task | Rows:
         return Rows.answers
 
+    @property
+    def turns(self) -> Turns:
+        """Of a conversation the last answer is scored."""
+        return Turns.last
+
 
 STAGE_SCHEMAS: dict[str, type[StageConfig]] = {
     "sft": SFTConfig,

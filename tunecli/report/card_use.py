@@ -32,7 +32,7 @@ from tunecli.config.stage import (
 )
 from tunecli.config.template import Field, Words, parse_template
 from tunecli.data.mixture import labels as task_names
-from tunecli.data.prompts import formats_of, trained_on_raw_text
+from tunecli.data.prompts import formats_of, judged_as_raw_text, trained_on_raw_text
 from tunecli.data.tokens import EVERY
 from tunecli.models.load import CLASSES, task_of
 from tunecli.report.card_text import public, python, string
@@ -55,6 +55,15 @@ class Result(Enum):
     adapters = "adapters"
     """several, in a folder each"""
     model = "model"
+
+
+class Answers(Enum):
+    """How a reward model reads an answer after its prompt."""
+
+    chat = "chat"
+    text = "text"
+    second_text = "second_text"
+    """an encoder: behind a separator"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,6 +92,9 @@ class Made:
     """of the base"""
     quantization: str = "none"
     """of the base"""
+    answers: Answers = Answers.chat
+    with_head: bool = False
+    """a reward model whose adapter and head lie in one folder that peft alone loads"""
     in_run: bool = False
     """lies in its run directory, which tells `tunecli.prompt_ids` what it was trained to see"""
 
@@ -134,8 +146,17 @@ def made_by(config: RunConfig, run_dir: Path, kind: Result | None = None) -> Mad
         tasks=tasks if len(tasks) > 1 else (),
         revision=config.model.revision,
         quantization=config.model.quantization.value,
+        answers=_answers_of(config, run_dir) if isinstance(stage, RewardConfig) else Answers.chat,
+        with_head=bool(in_plain_peft(config)),
         in_run=kind is None,
     )
+
+
+def _answers_of(config: RunConfig, run_dir: Path) -> Answers:
+    saved = run_dir / ("adapter" if config.peft else "model") / "tokenizer_config.json"
+    if saved.is_file() and json.loads(saved.read_text(encoding="utf-8")).get("sep_token"):
+        return Answers.second_text
+    return Answers.text if judged_as_raw_text(config.data) else Answers.chat
 
 
 def made_of(folder: Path, kind: Result) -> Made:
@@ -160,6 +181,8 @@ def usage(
         base: what transformers take the base model by, or `builtin:NAME`.
         published: `path` is a repository on the Hub.
     """
+    if isinstance(made.stage, RewardConfig):
+        return _reward_usage(made, path, weights=weights, tokenizer=tokenizer, base=base, published=published)
     ours = made.in_run and not published or made.has_virtual_tokens
     parts = [_script(_with_tunecli(made, path, published=published), _asked(made, ours=ours))]
     asked = _asked(made, ours=False)
@@ -175,6 +198,49 @@ def usage(
     if (made.task.has_labels or not made.raw) and not published and not made.alternatives:
         parts.append(_of_files(made, path))
     return "\n\n".join(parts)
+
+
+def _reward_usage(
+    made: Made, path: str, *, weights: Sequence[str], tokenizer: str, base: str, published: bool
+) -> str:
+    """The same of a reward model. A prompt's virtual tokens stand at places that only `tune score` knows."""
+    parts = [note] if (note := _choice(made)) else []
+    asked = _scored(made)
+    if not made.has_virtual_tokens:
+        parts.append(_script(_with_tunecli(made, path, published=published), asked))
+    if made.kind is Result.model:
+        load = _with_transformers(made, string(weights[0]), tokenizer)
+        parts.append(f"or with transformers alone:\n\n{_script(load, asked)}")
+    elif made.with_head and not published:
+        load = _with_peft(made, [string(PLAIN)], PLAIN, base)
+        config = f"config=AutoConfig.from_pretrained({string(PLAIN)})"
+        load = [line.replace(".from_pretrained(base)", f".from_pretrained(base, {config})") for line in load]
+        load = [line.replace("import AutoModel", "import AutoConfig, AutoModel") for line in load]
+        parts.append(f"or with peft alone, from `{PLAIN}/`, which holds the head too:\n\n{_script(load, asked)}")
+    else:
+        parts.append("Without tunecli it does not load; `tune merge` makes a plain model of it where methods allow.")
+    if not published and not made.alternatives:
+        parts.append(f"`tune score {path} data.path=FILE` scores every row of a file.")
+    return "\n\n".join(parts)
+
+
+def _scored(made: Made) -> list[str]:
+    """Lines that print the score of an answer, read as in training: up to its end of turn, or as a second text."""
+    if made.answers is Answers.second_text:
+        lines = ['inputs = tokenizer("Hello", "Hi!", return_tensors="pt").to(model.device)']
+    elif made.answers is Answers.text:
+        lines = [
+            'text = "A prompt. " + "An answer." + (tokenizer.eos_token or "")',
+            'inputs = tokenizer(text, return_tensors="pt").to(model.device)',
+        ]
+    else:
+        system = f'{{"role": "system", "content": {string(made.system)}}}, ' if made.system else ""
+        lines = [
+            f'chat = [{system}{{"role": "user", "content": "Hello"}}, {{"role": "assistant", "content": "Hi!"}}]',
+            "text = tokenizer.apply_chat_template(chat, tokenize=False).rstrip()",
+            'inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt").to(model.device)',
+        ]
+    return [*lines, "print(model(**inputs).logits.item())"]
 
 
 def _script(load: Sequence[str], asked: Sequence[str]) -> str:
