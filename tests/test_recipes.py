@@ -22,6 +22,14 @@ PAIRS = [(RECIPES[(i + shift) % len(RECIPES)], choices) for i, choices in enumer
 FILES = sorted([*recipe_root().glob("*.yaml"), *config_root().glob("*/*.yaml")])
 
 
+REWARD = GROUPS.index("reward")
+
+
+def _added(recipe: str, choice: str) -> str:
+    """Most recipes choose no reward that another could replace."""
+    return choice if "- reward:" in (recipe_root() / f"{recipe}.yaml").read_text() else f"+{choice}"
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_composes_and_knows_its_name(recipe: str):
     composed = compose_run(recipe, [])
@@ -33,7 +41,8 @@ def test_a_recipe_composes_and_knows_its_name(recipe: str):
     ("recipe", "choices"), PAIRS, ids=lambda each: each if isinstance(each, str) else " ".join(each)
 )
 def test_options_fit_into_recipes(recipe: str, choices: tuple[str, ...]):
-    composed = compose_run(recipe, [*choices, "model.path=org/mine", "data.path=mine.jsonl"])
+    adds = {choice: choice for choice in choices} | {choices[REWARD]: _added(recipe, choices[REWARD])}
+    composed = compose_run(recipe, [*adds.values(), "model.path=org/mine", "data.path=mine.jsonl"])
     files = {layer.file.path for layer in composed.layers}
     for choice in choices:
         group, _, option = choice.partition("=")

@@ -32,6 +32,7 @@ CASES = {
     "classify-two-processes": ["recipe=smoke_classify", "peft=[lora,p_tuning_v2]", DROPOUT, *TWO],
     "dpo-copied-two-processes": ["recipe=smoke_dpo", "peft=[lora,p_tuning_v2]", DROPOUT, *TWO],
     "kto-live": ["recipe=smoke_kto", "stage.reference=live", DROPOUT],
+    "ppo-two-processes": ["recipe=smoke_ppo", "stage.rollout_batch_size=24", *TWO],
     "reward-two-processes": ["recipe=smoke_reward", DROPOUT, *TWO],
     "masked-lm-streamed-two-processes": ["recipe=smoke_mlm", *MLM_STREAM, *TWO],
 }

@@ -32,6 +32,7 @@ from tunecli.config.errors import ConfigError, Problem, UserError
 from tunecli.config.launch import Strategy
 from tunecli.config.origins import find_origins
 from tunecli.config.paths import display, point_latest_at
+from tunecli.config.reward import RewardEntry, RewardModelConfig
 from tunecli.config.run import RunConfig, to_yaml, with_head
 from tunecli.config.run_lock import lock_run
 from tunecli.config.train import Precision
@@ -212,9 +213,17 @@ def _resolve(config: RunConfig, run_dir: Path) -> RunConfig:
             chat_template=_absolute(config.data.chat_template),
         ),
         peft={name: replace(entry, init_from=_absolute(entry.init_from)) for name, entry in config.peft.items()},
+        reward={name: _with_place(reward) for name, reward in config.reward.items()},
         launch=replace(config.launch, num_processes=num_processes(config)),
         output_dir=str(run_dir),
     )
+
+
+def _with_place(reward: RewardEntry) -> RewardEntry:
+    """What a link such as `latest` leads to now is the reward model, also when the run is resumed."""
+    if not isinstance(reward, RewardModelConfig) or not Path(reward.path).expanduser().exists():
+        return reward
+    return replace(reward, path=str(Path(reward.path).expanduser().resolve()))
 
 
 def _absolute(path: PathOrNone) -> PathOrNone:

@@ -18,6 +18,7 @@ from tunecli.assembly import reloaded
 from tunecli.assembly.data import Data, build_feed, prepare_data
 from tunecli.assembly.model import build_policy, head_factors, pull_hooks
 from tunecli.assembly.positions import within_positions
+from tunecli.assembly.rewards import check_rewards
 from tunecli.assembly.stage import build_setting, build_stage, first_batches
 from tunecli.config.counted import counted
 from tunecli.config.data import validation_share
@@ -27,10 +28,12 @@ from tunecli.config.paths import display as typed
 from tunecli.config.paths import point_latest_at
 from tunecli.config.peft import HEAD
 from tunecli.config.peft_checks import schedule_problems
+from tunecli.config.reward import CustomConfig
 from tunecli.config.run import RunConfig, micro_batch_tokens, to_yaml
 from tunecli.config.run_lock import lock_run
-from tunecli.config.stage import RewardConfig
+from tunecli.config.stage import PPOConfig, RewardConfig, steps_per_rollout
 from tunecli.data import about
+from tunecli.data.formats import custom
 from tunecli.data.left_out import LeftOut
 from tunecli.data.sample import drawn
 from tunecli.engine.checkpoint import (
@@ -89,6 +92,7 @@ def main(config: RunConfig, run_dir: Path) -> int:
         raise ConfigError(problems)
 
     data = prepare_data(config, show_progress=display.enabled)
+    check_rewards(config, data)
     num_examples = _examples_to_train(config, data)
     num_steps = math.ceil(num_examples / config.train.global_batch_size)
     if problems := list(schedule_problems(config.peft, num_steps)):
@@ -202,8 +206,18 @@ def _examples_to_train(config: RunConfig, data: Data) -> int:
     """Examples over the whole run, repetitions counted."""
     if config.train.max_steps is not None:
         return config.train.max_steps * config.train.global_batch_size
+    if isinstance(config.stage, PPOConfig):
+        return _answers_to_train(config, config.stage, data)
     assert data.train is not None  # `checks` asks for max_steps where data are streamed
     return math.ceil(config.train.num_epochs * len(data.train))
+
+
+def _answers_to_train(config: RunConfig, stage: PPOConfig, data: Data) -> int:
+    """Of the rollouts that ask every prompt `train.num_epochs` times, each learnt from in all its epochs."""
+    assert data.train is not None
+    answers = math.ceil(config.train.num_epochs * len(data.train)) * stage.num_samples
+    steps = math.ceil(answers / stage.rollout_batch_size) * steps_per_rollout(stage, config.train.global_batch_size)
+    return steps * config.train.global_batch_size
 
 
 def _write_environment(run_dir: Path, data: Data) -> None:
@@ -257,8 +271,25 @@ def _announce(
         f"{counted(num_steps, 'step')} of {counted(train.global_batch_size, 'example')} over {processes}, "
         f"micro-batches of {cut}, {'padding-free' if policy.packed else 'padded'}"
     )
+    if isinstance(config.stage, PPOConfig):
+        _announce_rollouts(config, config.stage, num_steps, display)
     if checkpoint:
         display.note(f"resumes after step {checkpoint.step}", style="green")
+
+
+def _announce_rollouts(config: RunConfig, stage: PPOConfig, num_steps: int, display: Display) -> None:
+    steps = steps_per_rollout(stage, config.train.global_batch_size)
+    prompts = stage.rollout_batch_size // stage.num_samples
+    each = f"{stage.num_samples} to each of {counted(prompts, 'prompt')}, " if stage.num_samples > 1 else ""
+    early = " or fewer" if stage.early_stop_kl is not None else ""
+    display.note(
+        f"a rollout is {counted(stage.rollout_batch_size, 'answer')}, {each}learnt from in {counted(steps, 'step')}"
+        f"{early} ({stage.num_ppo_epochs} x {steps // stage.num_ppo_epochs}): "
+        f"{'about ' if early else ''}{counted(math.ceil(num_steps / steps), 'rollout')}"
+    )
+    for name, reward in config.reward.items():
+        if isinstance(reward, CustomConfig):
+            display.note(f"reward.{name} runs the Python code of {custom.file_of(custom.PREFIX + reward.custom)}")
 
 
 def _results(run_dir: Path) -> dict[str, float]:

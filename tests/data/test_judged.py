@@ -187,7 +187,7 @@ def test_a_prompt_is_what_an_answer_follows(name: str):
     (prompt,) = tokenize(Prompt([Q], {"answer": "x"}), words, options(task, Rows.prompts))
     (pair,) = tokenize(Pair(CHOSEN, REJECTED), words, options(task, Rows.pairs))
     assert prompt.input_ids == pair.input_ids[: pair.spans[0][0]] and prompt.spans == []
-    assert json.loads(prompt.columns) == {"answer": "x"}
+    assert json.loads(prompt.columns) == {"answer": "x", "prompt": [Q]}
 
 
 def test_a_long_prompt_loses_its_start_or_is_left_out():

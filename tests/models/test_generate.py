@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from architectures import model_of
 from tiny import VOCABULARY, causal_lm
 
 import tunecli.models.generate as module
-from tunecli.models.generate import generate, stop_ids
+from tunecli.models.generate import Sampling, generate, sample, stop_ids
 from tunecli.models.policy import use_packed_attention
 
 PROMPTS = [
@@ -69,3 +70,41 @@ def test_the_models_own_settings_play_no_part(temperature: float) -> None:
     plain = answers(lm, temperature=temperature)
     lm.generation_config.update(repetition_penalty=5.0, top_k=1, top_p=0.1)
     assert answers(lm, temperature=temperature) == plain
+
+
+def drawn(lm, prompts=PROMPTS, numbers=(0, 1, 2, 3), seed=5, **changes):
+    sampling = Sampling(**({"max_new_tokens": 12, "stop_ids": (3, 7)} | changes))
+    return sample(lm, prompts, sampling, pad_token_id=0, seed=seed, numbers=list(numbers))
+
+
+@pytest.mark.parametrize(
+    "lm", [causal_lm(), causal_lm("gpt2"), model_of("t5", "seq2seq")], ids=["llama", "gpt2", "t5"]
+)
+def test_a_drawn_answer_depends_on_its_prompt_number_and_seed_only(lm, monkeypatch) -> None:
+    use_packed_attention(lm)
+    together = drawn(lm)
+    monkeypatch.setattr(module, "BATCH_TOKENS", 1)
+    assert drawn(lm) == together
+    assert [drawn(lm, [PROMPTS[i]], [i])[0] for i in range(4)] == together
+    assert drawn(lm, PROMPTS[::-1], [3, 2, 1, 0])[::-1] == together
+    assert drawn(lm, seed=6) != together != drawn(lm, numbers=(4, 5, 6, 7))
+
+
+def test_drawn_answers_keep_what_ended_them() -> None:
+    lm = causal_lm()
+    answers = drawn(lm, PROMPTS * 8, range(32))
+    assert any(answer.ended for answer in answers) and not all(answer.ended for answer in answers)
+    for answer in answers:
+        assert answer.ended == (answer.tokens[-1] in (3, 7))
+        assert not {3, 7} & set(answer.tokens[:-1])
+        assert answer.ended or len(answer.tokens) == 12
+    assert all(len(answer.tokens) > 6 for answer in drawn(lm, PROMPTS * 8, range(32), min_new_tokens=6))
+
+
+def test_tokens_are_drawn_as_often_as_the_model_says() -> None:
+    lm = causal_lm().eval()
+    answers = drawn(lm, PROMPTS[:1] * 4000, range(4000), max_new_tokens=1, stop_ids=(), temperature=0.7)
+    counts = torch.bincount(torch.tensor([answer.tokens[0] for answer in answers]), minlength=VOCABULARY) / 4000
+    with torch.no_grad():
+        expected = (lm(torch.tensor(PROMPTS[:1])).logits[0, -1] / 0.7).softmax(-1)
+    assert (counts - expected).abs().max() < 0.03

@@ -12,7 +12,7 @@ from tunecli.config.errors import UserError
 from tunecli.config.model import Attention
 from tunecli.config.peft import LoraConfig
 from tunecli.data.batching import collate
-from tunecli.models.policy import Head, Policy
+from tunecli.models.policy import Detail, Head, Policy, add_value_head
 from tunecli.models.self_test import choose_policy
 from tunecli.peft_methods.composition import inject
 
@@ -153,3 +153,47 @@ def test_generation_after_packing_is_the_stock_models(tmp_path) -> None:
     choose_policy(lm, Attention.packed)
     assert torch.equal(lm.generate(ids, attention_mask=mask, **wanted), expected)
     assert torch.equal(lm.generate(ids, attention_mask=mask, use_cache=False, **wanted), expected)
+
+
+@pytest.mark.parametrize("entropy_gradient", [False, True])
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_details_are_those_of_the_tempered_distribution(name: str, entropy_gradient: bool) -> None:
+    """Of a chunked head and of one that needs the model's logits; frozen and trained."""
+    lm = causal_lm(name).eval()
+    lm.requires_grad_(False)
+    lm.get_input_embeddings().weight.requires_grad_(True)
+    policy = choose_policy(lm, Attention.auto).policy
+    add_value_head(policy)
+    torch.nn.init.normal_(policy.value_head.weight)
+    examples = RandomExamples(LENGTHS)
+    batch = collate(examples, range(len(examples)), batching(packed=policy.packed))
+    found = policy(batch, Detail(temperature=0.7, entropy_gradient=entropy_gradient))
+    plain = policy(batch, Detail())
+    assert_close(plain.logprobs, policy(batch))
+    logprobs, entropies, values = [], [], []
+    for example in examples:
+        output = lm(input_ids=example.input_ids[None], use_cache=False, output_hidden_states=True)
+        kept = example.trained[1:].nonzero()[:, 0]
+        each = (output.logits[0, kept].float() / 0.7).log_softmax(-1)
+        logprobs.append(each[torch.arange(len(kept)), example.input_ids[kept + 1]])
+        entropies.append(-(each.exp() * each).sum(-1))
+        values.append(policy.value_head(output.hidden_states[-1][0, kept])[:, 0])
+    assert_close(found.logprobs, torch.cat(logprobs), atol=2e-5, rtol=0)
+    assert_close(found.entropies, torch.cat(entropies), atol=2e-5, rtol=0)
+    assert_close(found.values, torch.cat(values), atol=2e-4, rtol=1e-4)
+    weight = lm.get_input_embeddings().weight
+    (one,) = torch.autograd.grad(found.logprobs.sum() + found.values.sum(), weight, retain_graph=True)
+    (other,) = torch.autograd.grad(torch.cat(logprobs).sum() + torch.cat(values).sum(), weight, retain_graph=True)
+    assert_close(one, other, atol=1e-3, rtol=1e-3)
+    if entropy_gradient:
+        (one,) = torch.autograd.grad(found.entropies.sum(), weight)
+        (other,) = torch.autograd.grad(torch.cat(entropies).sum(), weight)
+        assert_close(one, other, atol=1e-4, rtol=1e-3)
+
+
+def test_a_new_value_head_says_nothing_and_is_no_part_of_the_model() -> None:
+    policy = choose_policy(causal_lm(), Attention.auto).policy
+    add_value_head(policy)
+    batch = collate(RandomExamples(LENGTHS), range(5), batching())
+    assert not policy(batch, Detail()).values.any()
+    assert not [name for name, _ in policy.lm.named_parameters() if "value" in name]

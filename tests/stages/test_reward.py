@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -189,3 +192,41 @@ def test_calibrated_differences_have_no_calibration_error() -> None:
     assert found["accuracy"] == 0.75 and found["ece"] == pytest.approx(0.0, abs=1e-9)
     assert comparison(np.array([lead] * 4))["ece"] == pytest.approx(0.25)
     assert F.sigmoid(torch.tensor(lead)).item() == pytest.approx(0.75)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path) -> None:
+    words = [
+        "recipe=smoke_reward",
+        "train.max_steps=3",
+        "train.optimizer=sgd",
+        "train.learning_rate=0.1",
+        "launch=cpu",
+    ]
+    words += [
+        "train.eval_every=3",
+        "train.save_every=null",
+        "train.lr_scheduler=constant",
+        "train.micro_batch_size=3",
+    ]
+    lines = {}
+    for number in (1, 2):
+        run = tmp_path / str(number)
+        command = [
+            sys.executable,
+            "-m",
+            "tunecli",
+            "run",
+            *words,
+            f"launch.num_processes={number}",
+            f"output_dir={run}",
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        lines[number] = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines[1]) == len(lines[2])
+    for one, two in zip(lines[1], lines[2], strict=True):
+        for name in ("loss", "accuracy", "margin", "grad_norm", "eval/loss", "eval/accuracy", "eval/margin"):
+            assert (name in one) == (name in two)
+            if name in one:
+                assert two[name] == pytest.approx(one[name], rel=1e-4, abs=1e-5), name

@@ -11,10 +11,7 @@ import torch
 from tunecli.assembly.data import Data
 from tunecli.config.peft import without_head
 from tunecli.config.run import RunConfig
-from tunecli.config.stage import (
-    ProblemType,
-    Rows,
-)
+from tunecli.config.stage import Advantage, PPOConfig, ProblemType, Rows
 from tunecli.config.train import Precision
 from tunecli.engine.batch import Batch
 from tunecli.engine.console import Display
@@ -27,7 +24,7 @@ from tunecli.models.load import (
     load_model,
     weight_dtype,
 )
-from tunecli.models.policy import ONEDNN_MULTIPLE, Policy
+from tunecli.models.policy import ONEDNN_MULTIPLE, Policy, add_value_head
 from tunecli.models.self_test import Wrapped, choose_policy
 from tunecli.models.shared_beginning import shares_beginnings
 from tunecli.peft_methods.by_row import route_rows
@@ -75,6 +72,8 @@ def build_policy(
         batches=partial(batches, verdict.policy),
         starts=starts,
     )
+    if isinstance(config.stage, PPOConfig) and config.stage.advantage is Advantage.gae:
+        add_value_head(verdict.policy)
     if config.data.adapter_column is not None:
         route_rows(lm, [adapter_name(name) for name in without_head(config.peft)])
     if precision is not Precision.fp32:
@@ -98,7 +97,7 @@ def head_factors(policy: Wrapped, config: RunConfig) -> dict[str, float]:
     rate = getattr(config.stage, "head_learning_rate", None)
     if rate is None:
         return {}
-    heads = [f"lm.{name}" for name in task_heads(policy.lm)]
+    heads = [f"lm.{name}" for name in task_heads(policy.lm)] if config.stage.task.has_labels else ["value_head"]
     return {name: rate / config.train.learning_rate for name, _ in policy.named_parameters() if is_under(name, heads)}
 
 

@@ -12,9 +12,7 @@ from tunecli.assembly.data import Data, build_feed, encoding_of
 from tunecli.assembly.readers import batching_of
 from tunecli.config.errors import UserError
 from tunecli.config.run import RunConfig
-from tunecli.config.stage import (
-    Task,
-)
+from tunecli.config.stage import PPOConfig, Task
 from tunecli.data.batching import microbatches
 from tunecli.data.examples import Unusable
 from tunecli.data.feed import Feed
@@ -25,6 +23,7 @@ from tunecli.engine.stage import Stage
 from tunecli.evaluation.evaluator import Evaluator
 from tunecli.models.self_test import Wrapped
 from tunecli.peft_methods.reference import reference_of
+from tunecli.rewards import build_rewards
 from tunecli.stages import STAGES
 from tunecli.stages.setting import Setting
 
@@ -41,12 +40,14 @@ def build_stage(
     note: Callable[[str], None],
 ) -> Stage:
     """To be called before a checkpoint is restored: the reference is the policy as it is now."""
+    stage = config.stage
     setting = replace(
         build_setting(config, data, policy, accelerator),
         feed=feed,
         num_examples=num_examples,
         train=data.train,
-        reference=reference_of(policy.lm, config.peft) if getattr(config.stage, "has_reference", False) else None,
+        reference=reference_of(policy.lm, config.peft) if getattr(stage, "has_reference", False) else None,
+        scorer=build_rewards(config.reward) if isinstance(stage, PPOConfig) else None,
         run_dir=run_dir,
         note=note,
     )
@@ -69,6 +70,7 @@ def build_setting(config: RunConfig, data: Data, policy: Wrapped, accelerator: A
         accelerator=accelerator,
         global_batch_size=config.train.global_batch_size,
         labels=data.labels,
+        seed=config.seed,
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 from enum import Enum
 
-from tunecli.config.paths import GROUPS, option_names, recipe_names
+from tunecli.config.paths import GROUPS, NAMED, option_names, recipe_names
 
 COMPOSING = ("run", "show", "preview", "check")
 OVERRIDING = (*COMPOSING, "resume", "eval", "predict")
@@ -81,6 +81,7 @@ def _values(word: str, choosing: bool) -> list[str]:
 def _leaves() -> dict[str, list[str]]:
     """Dotted key -> the values that it can have, where they can be listed. Of every PEFT method and every stage."""
     from tunecli.config.peft import PEFT_SCHEMAS
+    from tunecli.config.reward import REWARD_SCHEMAS
     from tunecli.config.run import RunConfig
     from tunecli.config.stage import STAGE_SCHEMAS
 
@@ -89,7 +90,9 @@ def _leaves() -> dict[str, list[str]]:
         leaves |= _leaves_of(schema, "stage.")
     for name, schema in PEFT_SCHEMAS.items():
         leaves |= _leaves_of(schema, f"peft.{name}.")
-    return {key: values for key, values in leaves.items() if key not in ("recipe", "peft", "stage.name")}
+    for name, schema in REWARD_SCHEMAS.items():
+        leaves |= _leaves_of(schema, f"reward.{name}.")
+    return {key: values for key, values in leaves.items() if key not in ("recipe", *NAMED, "stage.name")}
 
 
 def _leaves_of(schema: type, prefix: str) -> dict[str, list[str]]:
@@ -99,7 +102,7 @@ def _leaves_of(schema: type, prefix: str) -> dict[str, list[str]]:
         kind = types[field.name]
         if is_dataclass(kind):
             leaves |= _leaves_of(typing.cast(type, kind), f"{prefix}{field.name}.")
-        elif field.name != "method":
+        elif field.name not in NAMED.values():
             leaves[f"{prefix}{field.name}"] = _choices(kind)
     return leaves
 

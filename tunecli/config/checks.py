@@ -23,9 +23,19 @@ from tunecli.config.model_path import is_folder_name
 from tunecli.config.nearest import did_you_mean
 from tunecli.config.peft import choosing
 from tunecli.config.peft_checks import missing_starts, peft_problems
+from tunecli.config.ppo_checks import ppo_problems
 from tunecli.config.preference_checks import preference_problems
+from tunecli.config.reward_checks import reward_problems
 from tunecli.config.run import RunConfig
-from tunecli.config.stage import PreferenceConfig, ProblemType, RewardConfig, StageConfig, Task, VerbalizeConfig
+from tunecli.config.stage import (
+    PPOConfig,
+    PreferenceConfig,
+    ProblemType,
+    RewardConfig,
+    StageConfig,
+    Task,
+    VerbalizeConfig,
+)
 from tunecli.config.stage_checks import stage_problems
 from tunecli.config.train import Precision
 
@@ -65,6 +75,7 @@ GENERATED = {
 METRICS = {
     "text": ("loss", "perplexity", "choice_accuracy", *(name.removeprefix("eval/") for name in GENERATED)),
     "preferences": ("loss", "rewards/accuracies", "rewards/margins", "rewards/chosen", "logps/chosen"),
+    "answers": ("score", "kl", "response_length", "eos_share", "perplexity"),
     "tags": ("loss", "f1", "precision", "recall", "accuracy"),
     ProblemType.single_label.value: ("loss", "accuracy", "f1_macro", "mcc", "ece"),
     ProblemType.multi_label.value: ("loss", "exact_match", "f1_micro", "f1_macro"),
@@ -93,6 +104,8 @@ def find_problems(config: RunConfig, *, new_run: bool = False) -> list[Problem]:
         *_model_path(config),
         *data_problems(config),
         *stage_problems(config),
+        *ppo_problems(config),
+        *reward_problems(config),
         *language_problems(config),
         *preference_problems(config),
         *([*missing_starts(config), *_output_dir(config)] if new_run else []),
@@ -206,7 +219,7 @@ def _best_metric(config: RunConfig) -> Iterator[Problem]:
 
 def metrics_of(stage: StageConfig) -> tuple[str, ...]:
     """The names under which an evaluation of this stage gives what it measures."""
-    kind = "text"
+    kind = "answers" if isinstance(stage, PPOConfig) else "text"
     if stage.task is Task.token_classification:
         kind = "tags"
     elif isinstance(stage, PreferenceConfig):

@@ -20,9 +20,10 @@ from tunecli.config.composer import Composer, Layer, Selection
 from tunecli.config.errors import ConfigError, Problem
 from tunecli.config.nearest import did_you_mean
 from tunecli.config.overrides import check_values, sort_overrides, with_values
-from tunecli.config.paths import find_recipe, shipped_asset
+from tunecli.config.paths import NAMED, find_recipe, shipped_asset
 from tunecli.config.peft import PEFT_SCHEMAS
 from tunecli.config.peft_facts import not_supported
+from tunecli.config.reward import REWARD_SCHEMAS, RewardModelConfig
 from tunecli.config.run import RunConfig
 from tunecli.config.schema_check import (
     assign,
@@ -34,6 +35,7 @@ from tunecli.config.schema_check import (
     unknown_key,
 )
 from tunecli.config.stage import STAGE_SCHEMAS
+from tunecli.config.store import SCHEMAS
 from tunecli.config.yaml_file import KeyPath, YamlFile
 
 SOURCE_KEYS = {
@@ -120,34 +122,36 @@ def _sort_body(composer: Composer, selection: Selection) -> _Body:
             else:
                 body.problems.append(unknown_key(path, skeleton, where))
         now = {group: ",".join(names) for group, names in options.items()}
-        now["peft"] = ",".join(map(str, skeleton.peft)) or now.get("peft", "none")
+        now |= {group: ",".join(map(str, skeleton[group])) or now.get(group, "none") for group in NAMED}
         body.notes += _notes(layer, body.fallen[layer.name], now)
     return body
 
 
 def _chosen_twice(selection: Selection) -> Iterator[Problem]:
-    """Entries of `peft` that two options give: the later one would set the values of the recipe back, unseen."""
+    """Entries of `peft` and `reward` that two options give: the later one would set the values of the recipe back,
+    unseen."""
     seen: set[KeyPath] = set()
     for layer in selection.layers:
         if layer.section in seen:
-            key, option = ".".join(layer.section), layer.name.partition("/")[2]
-            fix = f"choose it once (values: {key}.KEY=VALUE); a second one has a name: +peft@peft.second={option}"
+            key, (group, _, option) = ".".join(layer.section), layer.name.partition("/")
+            second = f"+{group}@{group}.second={option}"
+            fix = f"choose it once (values: {key}.KEY=VALUE); a second one has a name: {second}"
             yield Problem(key, "is chosen twice, and the later choice would undo what the recipe sets", fix)
-        elif len(layer.section) == 2 and layer.section[0] == "peft":
+        elif len(layer.section) == 2 and layer.section[0] in NAMED:
             seen.add(layer.section)
 
 
 def _homeless(layer: Layer, skeleton: DictConfig) -> Problem | None:
-    """The problem of a PEFT option that does not say which entry of `peft` it is, or of which method."""
+    """The problem of an option that does not say which entry of `peft` or `reward` it is, or of which kind."""
     group, _, option = layer.name.partition("/")
-    if group != "peft" or not layer.file.body():
+    if group not in NAMED or not layer.file.body():
         return None
     if len(layer.section) == 1:
         return Problem(
-            layer.file.where(1), "does not say which entry it is", f"begin with `# @package peft.{option}`"
+            layer.file.where(1), "does not say which entry it is", f"begin with `# @package {group}.{option}`"
         )
     if not has_key(skeleton, layer.section):
-        fix = "inherit one: `defaults: [/schema/peft/lora@_here_, _self_]`"
+        fix = f"inherit one: `defaults: [/schema/{group}/{next(iter(SCHEMAS[group]))}@_here_, _self_]`"
         return Problem(layer.file.where(1), "has no schema", fix)
     return None
 
@@ -199,6 +203,12 @@ def _schema_of(file: YamlFile) -> tuple[DictConfig, list[Problem]]:
         else:
             problem = not_supported(str(methods.get(name)), file.where())
             problems.append(problem or _no_such(f"peft.{name}.method", methods.get(name), PEFT_SCHEMAS, file))
+    kinds = {path[1]: file.value(path) for path in file.body() if path[::2] == ("reward", "kind")}
+    for name in dict.fromkeys(path[1] for path in file.body() if path[0] == "reward" and len(path) > 2):
+        if kinds.get(name) in REWARD_SCHEMAS:
+            schema.reward[name] = REWARD_SCHEMAS[kinds[name]]
+        else:
+            problems.append(_no_such(f"reward.{name}.kind", kinds.get(name), REWARD_SCHEMAS, file))
     stage = file.value(("stage", "name")) if ("stage", "name") in file.body() else None
     if stage in STAGE_SCHEMAS:
         schema.stage = STAGE_SCHEMAS[stage]
@@ -221,4 +231,7 @@ def _typed(config: DictConfig | ListConfig) -> RunConfig:
     data.validation = shipped_asset(data.validation) if data.validation is not None else None
     for source in data.mix:
         source.path = shipped_asset(source.path)
+    for reward in result.reward.values():
+        if isinstance(reward, RewardModelConfig):
+            reward.path = shipped_asset(reward.path)
     return result

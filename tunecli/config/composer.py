@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from tunecli.config.errors import ConfigError, Problem
 from tunecli.config.nearest import did_you_mean
 from tunecli.config.overrides import choice_problem
-from tunecli.config.paths import config_root, recipe_root
+from tunecli.config.paths import NAMED, config_root, recipe_root
 from tunecli.config.run import RunConfig
 from tunecli.config.schema_check import readable_errors
 from tunecli.config.store import SCHEMAS, register
@@ -115,7 +115,7 @@ class Composer:
             section = tuple(entry.package.split(".")) if entry.package else ()
             if entry_name.startswith("schema/"):
                 _, group, schema = entry_name.split("/")
-                if section != ("peft",):  # of an option that names no entry, which `compose_run` reports
+                if not (len(section) == 1 and group in NAMED):  # it names no entry, which `compose_run` reports
                     with readable_errors(self.primary.where()):
                         OmegaConf.update(selection.skeleton, entry.package, SCHEMAS[group][schema])
             elif path := self._find(entry_name):

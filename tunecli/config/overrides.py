@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from tunecli.config.errors import COMMAND_LINE, Problem
 from tunecli.config.nearest import did_you_mean, nearest
+from tunecli.config.paths import NAMED
 from tunecli.config.peft_facts import not_supported
 from tunecli.config.schema_check import assign, chosen_by_group, has_key, in_open_mapping, loose_copy, unknown_key
 
@@ -130,11 +131,12 @@ def _refused(override: Override) -> Problem | None:
 
 
 def _misplaced(override: Override) -> Problem | None:
-    """Only entries of `peft` have names, and each is one option."""
+    """Only entries of `peft` and `reward` have names, and each is one option."""
     group, place, options = override.key_or_group, override.package, _chosen(override)
-    if place is None or (group == "peft" and re.fullmatch(r"peft\.\w+", place) and len(options) == 1):
+    if place is None or (group in NAMED and re.fullmatch(rf"{group}\.\w+", place) and len(options) == 1):
         return None
-    one = f"+peft@peft.NAME={options[0]} adds an entry of that name" if group == "peft" else f"{group}={options[0]}"
+    named = f"+{group}@{group}.NAME={options[0]} adds an entry of that name"
+    one = named if group in NAMED else f"{group}={options[0]}"
     return Problem(COMMAND_LINE, f"there is no place {place!r} for {group} {', '.join(options)}", one)
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 from tunecli.config.errors import UserError
 from tunecli.config.nearest import did_you_mean
 
-GROUPS = ("model", "data", "peft", "stage", "launch")
+GROUPS = ("model", "data", "peft", "stage", "reward", "launch")
+NAMED = {"peft": "method", "reward": "kind"}
+"""Groups that are an ordered mapping of names to options -> the field that says which option an entry is."""
 
 
 def config_root() -> Path:

@@ -11,6 +11,7 @@ from tunecli.config.evaluation import EvaluationConfig
 from tunecli.config.launch import LaunchConfig
 from tunecli.config.model import ModelConfig
 from tunecli.config.peft import HEAD, FreezeConfig, PeftConfig
+from tunecli.config.reward import RewardEntry
 from tunecli.config.stage import StageConfig
 from tunecli.config.train import TrainConfig
 
@@ -23,6 +24,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     peft: dict[str, PeftConfig] = field(default_factory=dict)
     stage: StageConfig = field(default_factory=StageConfig)
+    reward: dict[str, RewardEntry] = field(default_factory=dict)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)

@@ -16,8 +16,10 @@ from omegaconf.errors import OmegaConfBaseException
 from tunecli.config.data import SourceConfig
 from tunecli.config.errors import COMMAND_LINE, ConfigError, Problem
 from tunecli.config.nearest import did_you_mean
+from tunecli.config.paths import NAMED
 from tunecli.config.peft import PEFT_SCHEMAS
 from tunecli.config.peft_facts import not_supported
+from tunecli.config.reward import REWARD_SCHEMAS
 from tunecli.config.yaml_file import KeyPath
 
 OPEN = (str, int, float, Any)
@@ -70,7 +72,7 @@ def unknown_key(path: KeyPath, config: DictConfig, where: str) -> Problem:
     name = ".".join(path)
     if any("." in key for key in path):
         return Problem(where, f"{name!r} is a dotted key", "in a file nest the keys; dots are for the command line")
-    if path[0] == "peft" and len(path) > 1 and (problem := _no_entry(path, config, where)):
+    if path[0] in NAMED and len(path) > 1 and (problem := _no_entry(path, config, where)):
         return problem
     return Problem(
         where,
@@ -80,24 +82,28 @@ def unknown_key(path: KeyPath, config: DictConfig, where: str) -> Problem:
 
 
 def _no_entry(path: KeyPath, config: DictConfig, where: str) -> Problem | None:
-    """The problem of a value for a method that is not chosen, or not there."""
-    name, chosen = path[1], list(map(str, config.peft or ()))
+    """The problem of a value for a method or a reward that is not chosen, or not there."""
+    group, name = path[:2]
+    options = {"peft": tuple(PEFT_SCHEMAS), "reward": tuple(REWARD_SCHEMAS)}[group]
+    chosen = list(map(str, config[group] or ()))
     if name in chosen:
         return None
-    what = f"there is no entry {name!r} in peft, which has {', '.join(chosen) or 'none'}"
-    if name in PEFT_SCHEMAS:
-        together = f"; beside what is chosen: peft=[{','.join([*chosen, name])}]" if chosen else ""
-        return Problem(where, what, f"peft={name}{together}")
-    if known := not_supported(name, where):
+    what = f"there is no entry {name!r} in {group}, which has {', '.join(chosen) or 'none'}"
+    if name in options:
+        together = f"; beside what is chosen: {group}=[{','.join([*chosen, name])}]" if chosen else ""
+        return Problem(where, what, f"{'' if chosen or group == 'peft' else '+'}{group}={name}{together}")
+    if group == "peft" and (known := not_supported(name, where)):
         return known
-    return Problem(where, what, f"{did_you_mean(name, chosen)}+peft@peft.{name}=lora adds one of that name")
+    return Problem(
+        where, what, f"{did_you_mean(name, chosen)}+{group}@{group}.{name}={options[0]} adds one of that name"
+    )
 
 
 def chosen_by_group(path: KeyPath, where: str) -> Problem | None:
     """The problem with setting a key that follows from the choice of the recipe or of an option."""
     if path == ("recipe",):
         return Problem(where, "`recipe` is not set by hand", "leave it out; it is the name of the recipe's file")
-    if path == ("stage", "name") or (path[0] == "peft" and path[2:] == ("method",)):
+    if path == ("stage", "name") or (path[0] in NAMED and path[2:] == (NAMED[path[0]],)):
         fix = f"choose the option instead: {path[0]}=NAME; `tune ls {path[0]}` lists them"
         return Problem(where, f"{'.'.join(path)} only records which option was chosen", fix)
     return None

@@ -229,6 +229,117 @@ class VerbalizeConfig(StageConfig):
         return list(self.verbalizer)
 
 
+class Advantage(Enum):
+    """What an answer is compared with."""
+
+    gae = "gae"
+    """what a trained value head expects of it"""
+    rloo = "rloo"
+    """the other answers to the same prompt"""
+    grpo = "grpo"
+    """all answers to the same prompt, in units of their deviation"""
+
+
+class KLPlace(Enum):
+    reward = "reward"
+    """taken off the reward of each token"""
+    loss = "loss"
+    """added to the loss of each token"""
+
+
+class KLEstimator(Enum):
+    k1 = "k1"
+    k2 = "k2"
+    k3 = "k3"
+
+
+class KLController(Enum):
+    fixed = "fixed"
+    adaptive = "adaptive"
+
+
+class ScoreScaling(Enum):
+    none = "none"
+    whiten = "whiten"
+    """mean 0 and deviation 1 in each rollout"""
+    running = "running"
+    """mean 0 and deviation 1 over all answers so far"""
+
+
+@dataclass(kw_only=True, slots=True)
+class PPOConfig(StageConfig):
+    """Reinforcement learning: the model answers prompts, and answers that score well become likelier."""
+
+    name: str = "ppo"
+    language_model: PolicyModel = PolicyModel.causal_lm
+    """What the policy is: a decoder (Llama, Qwen, GPT) or an encoder-decoder (T5, BART)."""
+    advantage: Advantage = Advantage.gae
+    rollout_batch_size: int = 64
+    """Answers that are drawn and scored together, over all processes: a multiple of `train.global_batch_size`, which
+    counts answers too."""
+    num_samples: int = 1
+    """Answers to each prompt."""
+    num_ppo_epochs: int = 4
+    """Passes over the answers of a rollout."""
+    max_new_tokens: int = 64
+    min_new_tokens: int = 0
+    temperature: float = 1.0
+    """Of the policy in every respect: answers are drawn from it at this temperature, and so are KL and losses."""
+    top_k: int = 0
+    """Draw from so many of the most likely tokens only; 0: all. Losses know nothing of it."""
+    top_p: float = 1.0
+    """Draw from the fewest most likely tokens that have this much probability together."""
+    stop_tokens: list[str] = field(default_factory=list)
+    """Texts of single tokens that end an answer, besides the end-of-text tokens."""
+    kl_coef: float = 0.05
+    """What a nat away from the reference costs."""
+    kl_estimator: KLEstimator = KLEstimator.k1
+    kl_in: KLPlace = KLPlace.reward
+    kl_controller: KLController = KLController.fixed
+    """`adaptive` moves kl_coef towards a KL of `kl_target` for each answer."""
+    kl_target: float = 6.0
+    kl_horizon: int = 10000
+    """Answers in which the adaptive controller may change kl_coef by a fifth."""
+    score_scaling: ScoreScaling = ScoreScaling.none
+    score_clip: float | None = None
+    """Scores beyond this, after scaling, are cut off."""
+    missing_eos_penalty: float = 0.0
+    """Taken off the score of an answer that no stop token ended."""
+    gamma: float = 1.0
+    lam: float = 0.95
+    whiten_advantages: bool = True
+    """Mean 0 and deviation 1 over all tokens of a rollout."""
+    clip_range: float = 0.2
+    value_clip_range: float = 0.2
+    vf_coef: float = 0.1
+    entropy_coef: float = 0.0
+    value_learning_rate: float | None = None
+    """Of the value head; empty: `train.learning_rate`."""
+    early_stop_kl: float | None = None
+    """Draw new answers as soon as a step was so far, in nats per token, from the policy that drew those at hand."""
+
+    @property
+    def task(self) -> Task:
+        return Task(self.language_model.value)
+
+    @property
+    def reads(self) -> Rows:
+        return Rows.prompts
+
+    @property
+    def has_reference(self) -> bool:
+        return True
+
+    @property
+    def head_learning_rate(self) -> float | None:
+        """As in `HeadConfig`."""
+        return self.value_learning_rate
+
+
+def steps_per_rollout(stage: PPOConfig, global_batch_size: int) -> int:
+    return stage.num_ppo_epochs * stage.rollout_batch_size // global_batch_size
+
+
 @dataclass(kw_only=True, slots=True)
 class PreferenceConfig(StageConfig):
     """Learn which answer is preferred, straight from pairs of answers, or from answers that are liked or not."""
@@ -316,5 +427,6 @@ STAGE_SCHEMAS: dict[str, type[StageConfig]] = {
     "seq2seq": Seq2SeqConfig,
     "verbalize": VerbalizeConfig,
     "preference": PreferenceConfig,
+    "ppo": PPOConfig,
     "reward": RewardConfig,
 }

@@ -8,6 +8,7 @@ from tunecli.config.data import DataConfig
 from tunecli.config.launch import LaunchConfig
 from tunecli.config.model import ModelConfig
 from tunecli.config.peft import PEFT_SCHEMAS
+from tunecli.config.reward import REWARD_SCHEMAS
 from tunecli.config.run import RunConfig
 from tunecli.config.stage import STAGE_SCHEMAS
 
@@ -16,6 +17,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
     "data": {"data": DataConfig},
     "peft": dict(PEFT_SCHEMAS),
     "stage": dict(STAGE_SCHEMAS),
+    "reward": dict(REWARD_SCHEMAS),
     "launch": {"launch": LaunchConfig},
 }
 

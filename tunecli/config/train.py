@@ -88,4 +88,4 @@ def falls(metric: str) -> bool:
     name = metric.removeprefix("eval/")
     if name.startswith(("rewards/rejected", "logps/rejected")):
         return True
-    return "loss" in metric or "perplexity" in metric or name.partition("/")[0] in ("mse", "ece")
+    return "loss" in metric or "perplexity" in metric or name.partition("/")[0] in ("mse", "ece", "kl")

@@ -215,7 +215,7 @@ def _prompt(example: Prompt, job: _Job) -> Steps:
         text, special = job.template.render(job.template.prepared(chat), add_generation_prompt=True), False
     plain = options.task is Task.seq2seq_lm
     yield [(text, special and not plain)]
-    columns = json.dumps(example.columns, ensure_ascii=False)
+    columns = json.dumps({**example.columns, "prompt": example.text}, ensure_ascii=False)
     if plain:
         return [Tokens(source_ids(text, encoder, options), [], columns=columns)]
     ids = surrounded_prompt(encoder.ids(text, add_special_tokens=special), options, encoder)

@@ -96,7 +96,7 @@ class Tokens:
     numbers: tuple[float, ...] = ()
     """margin and probability of a pair; the score of a scored text; 1 or 0 for feedback"""
     columns: str = ""
-    """the other columns of a prompt's row, as JSON"""
+    """the prompt as it was written, in `prompt`, and the other columns of its row: a JSON object"""
 
     @property
     def trained(self) -> list[bool]:

@@ -60,6 +60,16 @@ class Batch:
     parents: Tensor | None = None
     """[sequences] int64: the packed sequence that each goes on from, whose tokens it sees, and which goes on from
     none itself; -1: it stands for itself; None: all do"""
+    old_logprobs: Tensor | None = None
+    """[trained] float32: of tokens that a policy drew, under that policy"""
+    reference_logprobs: Tensor | None = None
+    """[trained] float32: under the reference"""
+    old_values: Tensor | None = None
+    """[trained] float32: what was expected before each was drawn"""
+    advantages: Tensor | None = None
+    """[trained] float32: how much better than expected each turned out"""
+    returns: Tensor | None = None
+    """[trained] float32: what values are to be"""
     adapters: Tensor | None = None
     """[sequences] int64: which adapter each is for; None: all of them for all"""
     num_tokens: int

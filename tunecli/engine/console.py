@@ -26,6 +26,8 @@ DROPPED = ("norm", "memory", "lr", "speed", "eta")
 SHARES = ("exact_match", "choice_accuracy")
 """Results that read best in percent."""
 SHOWN_SAMPLES = 3
+JUDGED = ("score", "kl")
+"""What may be known of a sample's answer."""
 
 
 class Display:
@@ -164,8 +166,10 @@ def _speed(tokens_per_second: float) -> str:
 
 def _sample(sample: Mapping[str, str], width: int) -> str:
     expected = f"   (expected: {_elided(_one_line(sample['expected']), width // 3)})" if "expected" in sample else ""
-    answer = _elided(_one_line(sample["answer"]), width - len("    -> ") - cell_len(expected))
-    return f"  {_elided(_one_line(question_of(sample['prompt'])), width - 2)}\n    -> {answer}{expected}"
+    judged = "  ".join(f"{name} {sample[name]}" for name in JUDGED if name in sample)
+    behind = f"{expected}   ({judged})" if judged else expected
+    answer = _elided(_one_line(sample["answer"]), width - len("    -> ") - cell_len(behind))
+    return f"  {_elided(_one_line(question_of(sample['prompt'])), width - 2)}\n    -> {answer}{behind}"
 
 
 def _one_line(text: str) -> str:

@@ -50,7 +50,8 @@ class Recorder:
         self.trackers.log(record, record["step"])
 
     def samples(self, step: int, samples: Sequence[Mapping[str, str]]) -> None:
-        """What the model says after `step`: each with "prompt", "answer" and, where one is right, "expected"."""
+        """What the model says after `step`: each with "prompt", "answer" and, where one is right, "expected"; of
+        answers that were judged "score" and "kl"."""
         for sample in samples:
             self._append("samples.jsonl", {"step": step, **sample})
         self.display.samples(step, self.num_steps, samples)

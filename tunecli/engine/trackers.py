@@ -175,7 +175,8 @@ def _tensorboard_samples(tracker: GeneralTracker, samples: Sequence[Mapping[str,
 
 
 def _wandb_samples(tracker: GeneralTracker, samples: Sequence[Mapping[str, str]], step: int) -> None:
-    columns = ["prompt", "answer", "expected"]
+    known = [column for column in ("score", "kl") if any(column in sample for sample in samples)]
+    columns = ["prompt", "answer", *(known or ["expected"])]
     rows = [[sample.get(column) for column in columns] for sample in samples]
     tracker.log_table("samples", columns=columns, data=rows, step=step)
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from tunecli.models.attention import ADAPTER_OF_ROW
+from tunecli.ops.sampling import draw
 
 BATCH_TOKENS = 4096
 """Prompt tokens that are computed together, padding included."""
@@ -77,6 +81,108 @@ def generate(
                 answers[i] = _until_stop(answer, stop_ids)
     lm.train(was_training)
     return answers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How answers are drawn."""
+
+    max_new_tokens: int
+    min_new_tokens: int = 0
+    """before a stop token may come"""
+    temperature: float = 1.0
+    """0 takes the most likely token"""
+    top_k: int = 0
+    """only so many of the most likely tokens; 0: all"""
+    top_p: float = 1.0
+    stop_ids: tuple[int, ...] = ()
+    """tokens that end an answer"""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    tokens: list[int]
+    """with the stop token that ended it"""
+    ended: bool
+    """by a stop token, not by being as long as it may be"""
+
+
+class _Draw(LogitsProcessor):
+    """Leaves of each row the one token that its own random numbers draw."""
+
+    def __init__(self, sampling: Sampling, numbers: Tensor, start: int) -> None:
+        """
+        Args:
+            numbers: [rows, max_new_tokens] float64.
+            start: tokens of a row before its answer.
+        """
+        self.sampling, self.numbers, self.start = sampling, numbers, start
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        sampling, place = self.sampling, input_ids.shape[1] - self.start
+        if place < sampling.min_new_tokens:
+            scores = scores.clone()
+            scores[:, list(sampling.stop_ids)] = -torch.inf
+        limits = {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
+        drawn = draw(scores, self.numbers[:, place], **limits)
+        return torch.full_like(scores, -torch.inf).scatter(1, drawn[:, None], 0.0)
+
+
+@torch.no_grad()
+def sample(
+    lm: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    *,
+    pad_token_id: int,
+    seed: int,
+    numbers: Sequence[int],
+) -> list[Answer]:
+    """A drawn answer to each prompt, in their order.
+
+    Each is a pure function of its prompt, `seed` and its number, up to the rounding of logits: prompts may be cut
+    over batches and processes in any way. Random states are left as they were.
+    """
+    config = GenerationConfig(
+        max_new_tokens=sampling.max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        min_length=0,
+        eos_token_id=list(sampling.stop_ids) or None,
+        pad_token_id=pad_token_id,
+    )
+    answers: list[Answer | None] = [None] * len(prompts)
+    was_training = lm.training
+    lm.eval()
+    left = not lm.config.is_encoder_decoder
+    longest = [(*prompt, *range(sampling.max_new_tokens)) if left else prompt for prompt in prompts]
+    with _contiguous_head_inputs(lm):
+        for group in _groups(longest, BATCH_TOKENS):
+            ids, mask = _padded([prompts[i] for i in group], pad_token_id, left=left)
+            start = ids.shape[1] if left else 1
+            own = np.stack([_numbers(seed, numbers[i], sampling.max_new_tokens) for i in group])
+            drawing = _Draw(sampling, torch.from_numpy(own).to(lm.device), start)
+            made = lm.generate(
+                input_ids=ids.to(lm.device),
+                attention_mask=mask.to(lm.device),
+                generation_config=config,
+                logits_processor=LogitsProcessorList([drawing]),
+            )
+            for i, tokens in zip(group, made[:, start:].tolist(), strict=True):
+                answers[i] = _answer(tokens, sampling.stop_ids)
+    lm.train(was_training)
+    return [answer for answer in answers if answer is not None]
+
+
+def _numbers(seed: int, number: int, count: int) -> np.ndarray:
+    return np.random.default_rng([seed, number]).random(count)
+
+
+def _answer(tokens: list[int], stop_ids: Sequence[int]) -> Answer:
+    said = _until_stop(tokens, stop_ids)
+    return Answer(tokens[: len(said) + 1], ended=len(said) < len(tokens))
 
 
 @contextmanager

@@ -6,9 +6,9 @@ backbone on the micro-batch, selects the positions that are trained, and only th
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,15 @@ from transformers import PreTrainedModel
 
 from tunecli.engine.batch import Batch
 from tunecli.models import attention
-from tunecli.ops.logprobs import CHUNK, checkpointed_logprobs, frozen_head_logprobs, token_logprobs
+from tunecli.ops.logprobs import (
+    CHUNK,
+    checkpointed_logprobs,
+    checkpointed_statistics,
+    frozen_head_logprobs,
+    frozen_head_statistics,
+    token_logprobs,
+)
+from tunecli.ops.policy_losses import entropies
 
 ONEDNN_MULTIPLE = 32
 """What bf16 rows are filled up to on a CPU: oneDNN compiles a kernel for every new shape of a product, which costs
@@ -33,6 +41,25 @@ class Head(Enum):
     """The model does more (soft caps, logit scales): its own forward with `logits_to_keep`."""
 
 
+@dataclass(frozen=True, slots=True)
+class Detail:
+    """What reinforcement learning wants to know of each trained token."""
+
+    temperature: float = 1.0
+    """of the distributions that the tokens are drawn from"""
+    entropy_gradient: bool = False
+    """whether entropies have gradients, which costs a second pass over a frozen head"""
+
+
+class Details(NamedTuple):
+    logprobs: Tensor
+    """[trained] fp32"""
+    entropies: Tensor
+    """[trained] fp32, in nats"""
+    values: Tensor | None
+    """[trained] fp32: what is expected before each token is drawn; None: there is no value head"""
+
+
 class Policy(nn.Module):
     """A causal language model that answers with the log-probabilities of the trained tokens."""
 
@@ -45,16 +72,32 @@ class Policy(nn.Module):
         """Packed rows are filled up to a multiple of this many tokens."""
         self.trees = False
         """Sequences of packed rows may go on from others; `shared_beginning` finds out whether that is exact."""
+        self.value_head: nn.Linear | None = None
+        """[hidden] -> [1], fp32; see `add_value_head`"""
 
-    def forward(self, batch: Batch) -> Tensor:
-        """[trained] fp32 log-probabilities of `batch.targets`."""
+    def forward(self, batch: Batch, detail: Detail | None = None) -> Tensor | Details:
+        """[trained] fp32 log-probabilities of `batch.targets`; with `detail` entropies and values too."""
         trained = len(batch.kept)
         batch = filled_up(batch, self.multiple)
+        if detail is not None:
+            return Details(*(each if each is None else each[:trained] for each in self._details(batch, detail)))
         if self.head is Head.logits:
             return self._logprobs_of_logits(batch)[:trained]
         hidden = self.lm.get_decoder()(**model_inputs(batch)).last_hidden_state
         states = hidden.flatten(0, 1)[batch.kept]
         return head_logprobs(self.lm.get_output_embeddings(), states, batch.targets)[:trained]
+
+    def _details(self, batch: Batch, detail: Detail) -> Details:
+        if self.head is Head.chunked:
+            hidden = self.lm.get_decoder()(**model_inputs(batch)).last_hidden_state.flatten(0, 1)[batch.kept]
+            head = self.lm.get_output_embeddings()
+            return Details(*head_statistics(head, hidden, batch.targets, detail), values_of(self.value_head, hidden))
+        width = batch.input_ids.shape[1]
+        columns, column_index = torch.unique(batch.kept % width, return_inverse=True)
+        found = self.lm(**model_inputs(batch), logits_to_keep=columns, output_hidden_states=True)
+        logits = found.logits[batch.kept // width, column_index]
+        hidden = found.hidden_states[-1].flatten(0, 1)[batch.kept]
+        return Details(*statistics(logits, batch.targets, detail), values_of(self.value_head, hidden))
 
     def _logprobs_of_logits(self, batch: Batch) -> Tensor:
         """Logits of the columns in which some row has a trained token, then those of the trained tokens."""
@@ -72,6 +115,37 @@ def head_logprobs(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
     if _plain_and_frozen(head):
         return frozen_head_logprobs(head.weight, head.bias, hidden, targets)
     return checkpointed_logprobs(head, hidden, targets)
+
+
+def head_statistics(head: nn.Module, hidden: Tensor, targets: Tensor, detail: Detail) -> tuple[Tensor, Tensor]:
+    """[tokens] log-probabilities of `targets` and [tokens] entropies, given `hidden` [tokens, width], in chunks."""
+    if _plain_and_frozen(head) and not detail.entropy_gradient:
+        return frozen_head_statistics(head.weight, head.bias, hidden, targets, temperature=detail.temperature)
+    return checkpointed_statistics(head, hidden, targets, temperature=detail.temperature)
+
+
+def statistics(logits: Tensor, targets: Tensor, detail: Detail) -> tuple[Tensor, Tensor]:
+    """The same from `logits` [tokens, vocabulary]."""
+    logits = logits.float() / detail.temperature
+    return token_logprobs(logits, targets), entropies(logits)
+
+
+def values_of(head: nn.Linear | None, hidden: Tensor) -> Tensor | None:
+    """[tokens] fp32, whatever `hidden` [tokens, width] is in."""
+    if head is None:
+        return None
+    with torch.autocast(hidden.device.type, enabled=False):
+        return head(hidden.float())[:, 0]
+
+
+def add_value_head(policy: nn.Module) -> None:
+    """A linear head on the policy's last hidden states, which says 0 of everything at first. It is trained and saved
+    with checkpoints beside `policy.lm`, and is no part of what is saved as the result."""
+    width = policy.lm.get_output_embeddings().weight.shape[1]
+    head = nn.Linear(width, 1, dtype=torch.float32, device=policy.lm.device)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    policy.value_head = head
 
 
 def model_inputs(batch: Batch) -> dict[str, Any]:

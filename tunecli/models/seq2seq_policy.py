@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from tunecli.config.errors import UserError
 from tunecli.engine.batch import Batch
 from tunecli.models import attention
-from tunecli.models.policy import Head, head_logprobs
+from tunecli.models.policy import Detail, Details, Head, head_logprobs, head_statistics, statistics, values_of
 from tunecli.ops.logprobs import CHUNK, token_logprobs
 
 
@@ -28,15 +28,29 @@ class Seq2SeqPolicy(nn.Module):
         self.head = head
         self.multiple = 1
         """As in `Policy`; padded rows are not filled up."""
+        self.value_head: nn.Linear | None = None
+        """As in `Policy`."""
 
-    def forward(self, batch: Batch) -> Tensor:
-        """[trained] fp32 log-probabilities of `batch.targets`."""
+    def forward(self, batch: Batch, detail: Detail | None = None) -> Tensor | Details:
+        """[trained] fp32 log-probabilities of `batch.targets`; with `detail` entropies and values too."""
+        if detail is not None:
+            return self._details(batch, detail)
         if self.head is Head.chunked:
             states = decoder_states(self.lm, batch).flatten(0, 1)[batch.kept]
             return head_logprobs(self.lm.get_output_embeddings(), states, batch.targets)
         logits = self.lm(**_encoder_inputs(batch), **_decoder_inputs(batch)).logits.flatten(0, 1)
         pieces = zip(batch.kept.split(CHUNK), batch.targets.split(CHUNK), strict=True)
         return torch.cat([token_logprobs(logits[kept], targets) for kept, targets in pieces])
+
+    def _details(self, batch: Batch, detail: Detail) -> Details:
+        if self.head is Head.chunked:
+            states = decoder_states(self.lm, batch).flatten(0, 1)[batch.kept]
+            found = head_statistics(self.lm.get_output_embeddings(), states, batch.targets, detail)
+            return Details(*found, values_of(self.value_head, states))
+        written = self.lm(**_encoder_inputs(batch), **_decoder_inputs(batch), output_hidden_states=True)
+        states = written.decoder_hidden_states[-1].flatten(0, 1)[batch.kept]
+        logits = written.logits.flatten(0, 1)[batch.kept]
+        return Details(*statistics(logits, batch.targets, detail), values_of(self.value_head, states))
 
 
 def decoder_states(lm: PreTrainedModel, batch: Batch) -> Tensor:

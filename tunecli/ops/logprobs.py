@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from tunecli.ops.policy_losses import entropies
+
 CHUNK = 1024
 
 
@@ -50,19 +52,56 @@ def frozen_head_logprobs(
         weight: [vocabulary, width], needs no gradient; `bias` [vocabulary] or None.
         hidden: [tokens, width]; its gradient is computed in this forward if it needs one.
     """
-    return _FrozenHead.apply(hidden, weight, bias, targets, chunk)
+    return _FrozenHead.apply(hidden, weight, bias, targets, chunk, False)[0]
+
+
+def checkpointed_statistics(
+    head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, *, temperature: float, chunk: int = CHUNK
+) -> tuple[Tensor, Tensor]:
+    """[tokens] log-probability of `targets` [tokens], and [tokens] entropy of what they are drawn from, at a
+    temperature; both with gradients."""
+
+    def one_chunk(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logits = head(hidden).float() / temperature
+        return token_logprobs(logits, targets), entropies(logits)
+
+    pieces = zip(hidden.split(chunk), targets.split(chunk), strict=True)
+    if torch.is_grad_enabled():
+        found = [checkpoint(one_chunk, *piece, use_reentrant=False) for piece in pieces]
+    else:
+        found = [one_chunk(*piece) for piece in pieces]
+    return torch.cat([each for each, _ in found]), torch.cat([each for _, each in found])
+
+
+def frozen_head_statistics(
+    weight: Tensor, bias: Tensor | None, hidden: Tensor, targets: Tensor, *, temperature: float, chunk: int = CHUNK
+) -> tuple[Tensor, Tensor]:
+    """The same of a frozen linear head, see `frozen_head_logprobs`; the entropies without gradients."""
+    scaled_bias = None if bias is None else bias / temperature
+    return _FrozenHead.apply(hidden / temperature, weight, scaled_bias, targets, chunk, True)
 
 
 class _FrozenHead(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk: int) -> Tensor:
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        chunk: int,
+        with_entropies: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and, if wanted, entropies."""
         needs_gradient = ctx.needs_input_grad[0]
-        logprobs, gradients = [], []
+        logprobs, spreads, gradients = [], [], []
         for part, target in zip(hidden.split(chunk), targets.split(chunk), strict=True):
             logits = F.linear(part.to(weight.dtype), weight, bias).float()
             normalizer = logits.logsumexp(-1, keepdim=True)
             rows = torch.arange(len(target), device=target.device)
             logprobs.append(logits[rows, target] - normalizer[:, 0])
+            if with_entropies:
+                spreads.append(entropies(logits))
             if needs_gradient:
                 towards = logits.sub_(normalizer).exp_().neg_()  # -softmax, then + one-hot
                 towards[rows, target] += 1.0
@@ -70,9 +109,12 @@ class _FrozenHead(torch.autograd.Function):
         if needs_gradient:
             ctx.save_for_backward(torch.cat(gradients) if gradients else hidden)
         ctx.hidden_dtype = hidden.dtype
-        return torch.cat(logprobs) if logprobs else hidden.new_zeros(0, dtype=torch.float32)
+        nothing = hidden.new_zeros(0, dtype=torch.float32)
+        spread = torch.cat(spreads) if spreads else nothing
+        ctx.mark_non_differentiable(spread)
+        return torch.cat(logprobs) if logprobs else nothing, spread
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         (towards,) = ctx.saved_tensors
-        return (towards * grad[:, None].to(towards.dtype)).to(ctx.hidden_dtype), None, None, None, None
+        return (towards * grad[:, None].to(towards.dtype)).to(ctx.hidden_dtype), None, None, None, None, None

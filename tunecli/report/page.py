@@ -11,6 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from tunecli.config.train import falls
+from tunecli.engine.console import JUDGED
 from tunecli.report import numbers, results
 from tunecli.report.charts import Chart, draw
 from tunecli.report.difference import compare, labels
@@ -66,8 +67,8 @@ class Answers:
 
     prompt: str
     expected: str | None
-    answers: list[tuple[int, str]]
-    """step and answer, in order"""
+    answers: list[tuple[int, str, str]]
+    """step, answer and what it was judged to be, in order"""
 
 
 def write_report(run_dir: Path, path: Path | None = None) -> Path:
@@ -218,11 +219,15 @@ def _short(path: object) -> str:
 
 def _conversations(samples: list[dict[str, Any]]) -> list[Answers]:
     """By prompt, in the order of the first samples. Of a step that was trained twice, the later answer counts."""
-    found: dict[tuple[str, str | None], dict[int, str]] = {}
+    found: dict[tuple[str, str | None], dict[int, tuple[str, str]]] = {}
     for sample in samples:
         key = str(sample["prompt"]), sample.get("expected")
-        found.setdefault(key, {})[int(sample["step"])] = str(sample["answer"])
-    return [Answers(prompt, expected, sorted(said.items())) for (prompt, expected), said in found.items()]
+        judged = ", ".join(f"{name} {sample[name]}" for name in JUDGED if name in sample)
+        found.setdefault(key, {})[int(sample["step"])] = str(sample["answer"]), judged
+    return [
+        Answers(prompt, expected, [(step, *each) for step, each in sorted(said.items())])
+        for (prompt, expected), said in found.items()
+    ]
 
 
 def _data_table(data: dict[str, dict[str, Any]]) -> list[tuple[str, list[str]]]:

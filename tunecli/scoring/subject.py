@@ -22,6 +22,7 @@ from tunecli.config.stage import (
     ClassifyConfig,
     LanguageModel,
     Objective,
+    PPOConfig,
     PretrainConfig,
     ProblemType,
     RewardConfig,
@@ -138,6 +139,9 @@ def as_stage(run: RunConfig, name: str | None, where: str) -> RunConfig:
         UserError: the stage is not for such a model.
     """
     own = run.stage
+    if isinstance(own, PPOConfig) and name in (None, own.name):
+        fix = f"stage={STAGES_OF[own.task][0]} and rows with answers: data.path=test.jsonl"
+        raise UserError("was trained as ppo, which measures itself while it trains", where=where, fix=fix)
     if name in (None, own.name):
         return run
     if name not in STAGES_OF[own.task]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from tunecli.engine.stage import Stage
 from tunecli.stages.classify import classify
+from tunecli.stages.ppo import ppo
 from tunecli.stages.preference import preference_stage
 from tunecli.stages.pretrain import pretrain
 from tunecli.stages.reward import reward
@@ -23,5 +24,6 @@ STAGES: dict[str, Callable[[Setting], Stage]] = {
     "seq2seq": seq2seq,
     "verbalize": verbalize,
     "preference": preference_stage,
+    "ppo": ppo,
     "reward": reward,
 }

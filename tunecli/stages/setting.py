@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 from accelerate import Accelerator
 
@@ -15,6 +16,17 @@ from tunecli.data.labels import Labels
 from tunecli.evaluation.evaluator import Evaluator
 from tunecli.peft_methods.reference import Reference
 from tunecli.stages.supervised import Loss, Measure, Supervised
+
+
+class Scores(Protocol):
+    total: list[float]
+    """one for each answer"""
+    parts: dict[str, list[float]]
+    """name of a reward -> what it adds to them, unweighted"""
+
+
+Scorer = Callable[[list[Any], list[str], list[dict[str, Any]]], Scores]
+"""Of prompts (texts or messages), their completions, and the other columns of the prompts' rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +45,9 @@ class Setting:
     """of a model with a head for them"""
     reference: Reference | None = None
     """the policy before its first step; None: the stage needs none, or nothing is trained"""
+    scorer: Scorer | None = None
+    """what answers are worth, of stages that draw them"""
+    seed: int = 0
     train: Examples | None = None
     """what `feed` draws from; None: rows of a stream"""
     run_dir: Path | None = None
