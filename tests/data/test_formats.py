@@ -293,6 +293,8 @@ def test_unclear_columns_are_listed_with_the_fix():
         UserError, match="data.format: no format reads these columns: chosen, rejected\n.*data.columns.instruction="
     ):
         choose_format("auto", {}, {"chosen": "a", "rejected": "b"})
+    with pytest.raises(UserError, match="fix: stage=tag learns rows of tagging; or say which columns"):
+        choose_format("auto", {}, {"tokens": ["a"], "tags": ["O"]})
 
 
 # ---- custom

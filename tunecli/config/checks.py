@@ -37,7 +37,7 @@ from tunecli.config.stage import (
     VerbalizeConfig,
 )
 from tunecli.config.stage_checks import stage_problems
-from tunecli.config.train import Precision
+from tunecli.config.train import Precision, TrainConfig
 
 POSITIVE = (
     "data.max_length",
@@ -203,6 +203,8 @@ def _evaluation(config: RunConfig) -> Iterator[Problem]:
 
 def _best_metric(config: RunConfig) -> Iterator[Problem]:
     metric, evaluation = config.train.best_metric, config.evaluation
+    if metric == TrainConfig().best_metric and not config.train.keep_best and config.train.early_stopping is None:
+        return  # nobody asked for it, and nobody reads it
     known = metrics_of(config.stage)
     chosen = {name: getattr(evaluation, key) > 0 for name, key in GENERATED.items()}
     chosen["eval/choice_accuracy"] = bool(evaluation.choices)

@@ -47,6 +47,20 @@ FORMATS: dict[str, Callable[[dict[str, Any]], Example]] = {
     "feedback": judged.convert_feedback,
     "prompts": prompts.convert,
 }
+LEARNT_BY = {
+    "classification": "stage=classify",
+    "pair_classification": "stage=classify",
+    "tagging": "stage=tag",
+    "seq2seq": "stage=seq2seq",
+    "preference": "stage=preference (or reward)",
+    "scored": "stage=reward",
+    "feedback": "stage=preference stage.loss=kto",
+    "messages": "stage=sft",
+    "sharegpt": "stage=sft",
+    "alpaca": "stage=sft",
+    "prompt_completion": "stage=sft",
+}
+"""Format -> the stage that is meant by most who have such rows."""
 _OTHERS = tuple(name for name in FORMATS if name not in OF_JUDGEMENTS)
 
 
@@ -123,8 +137,14 @@ def _detected(columns: dict[str, str], first: dict[str, Any], known: Collection[
     raise UserError(
         f"no format reads these columns: {', '.join(first) or 'none'}",
         where="data.format",
-        fix=_how_to_map(known),
+        fix=_learnt_elsewhere(columns, first) + _how_to_map(known),
     )
+
+
+def _learnt_elsewhere(columns: dict[str, str], first: dict[str, Any]) -> str:
+    """Said of rows of a format that other stages read."""
+    found = candidates(first, columns, LEARNT_BY)
+    return f"{LEARNT_BY[found[0][0]]} learns rows of {found[0][0]}; or " if found else ""
 
 
 def _labels_not_read(first: dict[str, Any]) -> str:
