@@ -19,6 +19,7 @@ ROWS: dict[str, set[str]] = {
     "data": {"config", "ops", "engine"},
     "peft_methods": {"config", "ops", "engine", "models", "data"},
     "evaluation": {"config", "ops", "engine", "models", "data", "peft_methods"},
+    "judging": {"config", "ops", "engine", "models", "data", "peft_methods", "evaluation"},
     "stages": {"config", "ops", "engine", "models", "data", "peft_methods", "evaluation"},
     "report": {"config", "ops", "engine", "models", "data", "peft_methods", "evaluation", "stages"},
     "assembly": {"config", "ops", "engine", "models", "data", "peft_methods", "evaluation", "stages"},
@@ -44,7 +45,20 @@ ROWS: dict[str, set[str]] = {
 """Part of the package -> the parts that it may import. "" is `tunecli/__init__.py`."""
 
 INSIDE_FUNCTIONS: dict[str, set[str]] = {
-    "cli": {"", "chat", "count", "engine", "launch", "lint", "merge", "preview", "push", "report", "foreign"}
+    "cli": {
+        "",
+        "chat",
+        "count",
+        "engine",
+        "judging",
+        "launch",
+        "lint",
+        "merge",
+        "preview",
+        "push",
+        "report",
+        "foreign",
+    }
     | {"neighbours", "peft_methods", "scoring"}
 }
 """More of them, for imports that run only when a function is called."""
