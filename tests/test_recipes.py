@@ -121,5 +121,6 @@ def test_qlora_llama65b_has_the_settings_of_guanaco():
 @pytest.mark.parametrize("recipe", [name for name in RECIPES if name.startswith("smoke_")])
 def test_smoke_recipes_are_short_and_need_no_files(recipe: str):
     config = compose_run(recipe, []).config
-    assert config.train.max_steps is not None and config.train.max_steps <= 10
+    steps = config.train.max_steps
+    assert config.stage.name == "label" or (steps is not None and steps <= 10)
     assert all(path.startswith("builtin:") for path in (config.model.path, config.data.path))

@@ -165,7 +165,7 @@ def with_shipped(judge: JudgeConfig) -> JudgeConfig:
 def with_paths(judge: JudgeConfig, absolute: Callable[[str], str]) -> JudgeConfig:
     """With what lies on this machine named by `absolute`."""
     names = [name for name in ("path", "template", "constitution") if getattr(judge, name, None) is not None]
-    paths = {name: absolute(getattr(judge, name)) for name in names}
+    paths: dict[str, Any] = {name: absolute(getattr(judge, name)) for name in names}
     if judge.cache is not None:
         paths["cache"] = str(Path(judge.cache).expanduser().absolute())
     return replace(judge, **paths)

@@ -20,6 +20,7 @@ from tunecli.config.judge import (
     LocalJudgeConfig,
     Mode,
     OpenAIJudgeConfig,
+    RewardModelJudgeConfig,
 )
 from tunecli.config.judge_files import constitution_of, template_of
 from tunecli.config.paths import cache_dir
@@ -108,7 +109,10 @@ def open_judge(config: JudgeConfig, *, seed: int) -> Judge:
     cache = Cache(Path(config.cache).expanduser() if config.cache else cache_dir() / CACHE)
     if isinstance(config, LanguageJudgeConfig):
         return LanguageJudge(config, _backend(config), cache, seed)
-    raise UserError(f"there is no judge {config.backend!r}", where="judge.backend", fix="tune ls judge")
+    from tunecli.judging.reward_model import RewardModelJudge
+
+    assert isinstance(config, RewardModelJudgeConfig)
+    return RewardModelJudge(config, cache)
 
 
 def _backend(config: LanguageJudgeConfig) -> Backend:
@@ -187,7 +191,7 @@ class LanguageJudge:
         if self.scores:
             items = [Answered(pair.prompt, answer) for pair in pairs for answer in (pair.first, pair.second)]
             found = self.score(items)
-            return [_compared(first, second) for first, second in zip(found[::2], found[1::2], strict=True)]
+            return [compared(first, second) for first, second in zip(found[::2], found[1::2], strict=True)]
         principles = [self._principles(pair) for pair in pairs]
         asked = [
             self._question(shown, principle)
@@ -245,7 +249,8 @@ def _averaged(orders: Sequence[tuple[Verdict, Verdict]], principles: Sequence[st
     )
 
 
-def _compared(first: Score, second: Score) -> Comparison:
+def compared(first: Score, second: Score) -> Comparison:
+    """Of two answers that have a score each."""
     reasons = first.reasons + second.reasons
     if first.value is None or second.value is None:
         return Comparison(None, reasons=reasons, problem=first.problem or second.problem)

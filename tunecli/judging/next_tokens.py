@@ -35,13 +35,22 @@ def logprobs(policy: Policy, wanted: Sequence[Wanted], *, batch_tokens: int, pad
     found: list[list[float]] = [[] for _ in wanted]
     device = next(policy.parameters()).device
     with _exact_head(policy):
-        for group in _groups(wanted, batch_tokens):
-            members = [wanted[i] for i in group]
-            batch = _packed(members) if policy.packed else _padded(members, pad_token_id)
+        for group, batch in batches(
+            wanted, packed=policy.packed, batch_tokens=batch_tokens, pad_token_id=pad_token_id
+        ):
             values = iter(policy(batch.to(device)).float().tolist())
             for i in group:
                 found[i] = [next(values) for _ in wanted[i].targets]
     return found
+
+
+def batches(
+    wanted: Sequence[Wanted], *, packed: bool, batch_tokens: int, pad_token_id: int
+) -> Iterator[tuple[list[int], Batch]]:
+    """Indices of the sequences that are computed together, and these as a batch, longest first."""
+    for group in _groups(wanted, batch_tokens):
+        members = [wanted[i] for i in group]
+        yield group, _packed(members) if packed else _padded(members, pad_token_id)
 
 
 class _Float32Head(nn.Module):
