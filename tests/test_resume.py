@@ -30,6 +30,7 @@ CASES = {
     "full-two-processes": ["recipe=smoke_sft_full", *TWO],
     "adalora-two-processes": ["recipe=smoke_sft_lora", "peft=adalora", *ADALORA, *TWO],
     "classify-two-processes": ["recipe=smoke_classify", "peft=[lora,p_tuning_v2]", DROPOUT, *TWO],
+    "reward-two-processes": ["recipe=smoke_reward", DROPOUT, *TWO],
     "masked-lm-streamed-two-processes": ["recipe=smoke_mlm", *MLM_STREAM, *TWO],
 }
 """More of them, in one process, are in test_methods.py."""

@@ -14,6 +14,7 @@ import yaml
 from accelerate import Accelerator
 from torch import nn
 
+from tunecli.assembly import reloaded
 from tunecli.assembly.data import Data, build_feed, prepare_data
 from tunecli.assembly.model import build_policy, head_factors, pull_hooks
 from tunecli.assembly.stage import build_setting, build_stage, first_batches
@@ -27,6 +28,7 @@ from tunecli.config.peft import HEAD
 from tunecli.config.peft_checks import schedule_problems
 from tunecli.config.run import RunConfig, micro_batch_tokens, to_yaml
 from tunecli.config.run_lock import lock_run
+from tunecli.config.stage import RewardConfig
 from tunecli.data import about
 from tunecli.data.left_out import LeftOut
 from tunecli.data.sample import drawn
@@ -56,9 +58,10 @@ from tunecli.models.load import (
 from tunecli.models.self_test import Wrapped
 from tunecli.peft_methods.composition import rate_factors, step_hooks
 from tunecli.peft_methods.rehearsal import misfits
-from tunecli.peft_methods.saving import save_adapters
+from tunecli.peft_methods.saving import save_adapters, save_with_head
 from tunecli.peft_methods.starting import head_left_behind, put_starts_in_place, start_folders
 from tunecli.report.card import write_card
+from tunecli.report.card_use import PLAIN, in_plain_peft
 from tunecli.report.gain import as_lines, gains, result_step
 from tunecli.report.generalisation import as_line, write_gap
 from tunecli.report.page import write_report
@@ -146,6 +149,8 @@ def main(config: RunConfig, run_dir: Path) -> int:
         if config.train.keep_best and progress.best_step not in (0, progress.step):
             _go_back_to_best(config, policy, recorder, progress.best_step, display)
         save_result(config, policy, data, run_dir)
+        if isinstance(config.stage, RewardConfig):
+            display.note(reloaded.compare(config, data, policy, accelerator, run_dir, precision))
     if finished and (accelerator.num_processes == 1 or not config.train.keep_best):  # else only one rank has the best
         _measure_gap(config, data, policy, model, accelerator, run_dir, display)
     recorder.status("finished" if finished else "interrupted", step=progress.step, exit_status=exit_status)
@@ -170,6 +175,10 @@ def save_result(config: RunConfig, policy: Wrapped, data: Data, run_dir: Path) -
         save_adapters(policy.lm, config.peft, result, base=resolve_path(config.model.path))
         if config.stage.task.has_labels:
             policy.lm.config.save_pretrained(result)  # with the names of the labels
+        if plain := in_plain_peft(config):
+            save_with_head(result / plain, result / HEAD, run_dir / PLAIN)
+            policy.lm.config.save_pretrained(run_dir / PLAIN)
+            data.tokenizer.save_pretrained(run_dir / PLAIN)
     else:
         policy.lm.save_pretrained(result)
         follow_umask(result)

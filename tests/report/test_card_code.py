@@ -179,6 +179,9 @@ def test_of_a_repository_on_the_hub(
         ("smoke_classify", ["peft=full"], 2),
         ("smoke_classify", ["peft=[prompt_tuning]"], 1),
         ("smoke_tag", ["peft=[prompt_tuning]"], 1),
+        ("smoke_reward", [], 2),
+        ("smoke_reward", ["peft=full", "model=tiny_bert"], 2),
+        ("smoke_reward", ["peft=houlsby"], 1),
     ],
 )
 def test_of_every_task(recipe: str, words: list[str], count: int, tmp_path: Path) -> None:

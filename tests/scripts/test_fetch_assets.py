@@ -159,7 +159,7 @@ def test_minilm_is_what_transformers_reads_and_its_tokenizer_neither_pads_nor_cu
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [
-        ([], ["smollm2", "minilm", "movie_reviews", "sentiment", "wnut16"]),
+        ([], ["smollm2", "minilm", "movie_reviews", "movie_pairs", "movie_prompts", "sentiment", "wnut16"]),
         (["--only", "minilm", "smollm2"], ["smollm2", "minilm"]),
     ],
 )
@@ -169,6 +169,38 @@ def test_everything_is_fetched_unless_some_are_named(script, monkeypatch, argume
     monkeypatch.setattr(sys, "argv", ["fetch_assets.py", *arguments])
     script.main()
     assert fetched == wanted
+
+
+def test_pairs_of_movie_reviews_share_no_review_with_validation(script, tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "NUM_VALIDATION", 20)
+    monkeypatch.setattr(script, "NUM_VALIDATION_PAIRS", 12)
+    resources = tmp_path / "vaderSentiment-3.3.2" / "additional_resources"
+    resources.mkdir(parents=True)
+    text = "Review number {0} is a long text of more than sixteen words, so that it may begin a request {0}."
+    lines = [f"{i}\t{(i % 9 - 4) * 0.9:.2f}\t{text.format(i)}" for i in range(1, 101)]
+    table = "\r\n".join(lines).encode()
+    write_tar(resources / "hutto_ICWSM_2014.tar.gz", {"hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt": table})
+    made = {}
+    for convert in (script.convert_movie_pairs, script.convert_movie_prompts, script.convert_movie_reviews):
+        target = tmp_path / convert.__name__
+        target.mkdir()
+        convert(tmp_path, target)
+        made[convert.__name__] = [read_rows(target / f"{side}.jsonl") for side in ("train", "validation")]
+    (train, validation), prompts, reviews = made.values()
+    assert len(validation) == 12 and len(train) > 10
+    ratings = {i: (i % 9 - 4) * 0.9 for i in range(1, 101)}
+    for row in (*train, *validation):
+        better, worse = row["ids"]
+        assert row["margin"] == pytest.approx(ratings[better] - ratings[worse], abs=1e-3) and row["margin"] >= 1
+        assert row["chosen"][0]["content"] == text.format(better)
+    used = [{i for row in rows for i in row["ids"]} for rows in (train, validation)]
+    assert len(used[0]) == 2 * len(train) and not used[0] & used[1]
+    asked = [{row["id"] for row in rows} for rows in prompts]
+    labelled = [{row["id"] for row in rows} for rows in reviews]
+    for sides in (used, asked, labelled):
+        for other in (used, asked, labelled):
+            assert not sides[0] & other[1]
+    assert all('"Review number' in row["prompt"][0]["content"] for rows in prompts for row in rows)
 
 
 def read_rows(path: Path) -> list[dict]:

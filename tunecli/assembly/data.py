@@ -15,6 +15,7 @@ from tunecli.config.stage import (
     Objective,
     PretrainConfig,
     ProblemType,
+    RewardConfig,
     Rows,
     StageConfig,
     Subwords,
@@ -36,6 +37,8 @@ from tunecli.evaluation.answers import check_choices
 from tunecli.models.load import (
     check_kind,
     load_tokenizer,
+    pad_apart,
+    stop_tokens,
 )
 from tunecli.peft_methods.token_ids import places_of_virtual_tokens
 
@@ -54,6 +57,8 @@ def prepare_data(config: RunConfig, *, show_progress: bool) -> Data:
     """Tokenizer and tokenised data, from the cache where they are there already."""
     check_kind(config.model, config.stage.task)
     tokenizer = load_tokenizer(config.model)
+    if isinstance(config.stage, RewardConfig):
+        pad_apart(tokenizer, stop_tokens(config.model))
     if config.stage.task is Task.masked_lm:
         mask_of(tokenizer, _as_causal(config.stage))
     sentinels_for(config, tokenizer)

@@ -10,6 +10,7 @@ from tunecli.config.stage import (
     ClassifyConfig,
     Objective,
     PretrainConfig,
+    RewardConfig,
     Task,
     VerbalizeConfig,
 )
@@ -18,7 +19,7 @@ from tunecli.data.candidates import Candidates
 from tunecli.data.corruption import PrefixLM, SpanCorruption, end_of_text
 from tunecli.data.labels import class_weights
 from tunecli.data.masking import MaskedTokens, mask_of, ordinary_tokens
-from tunecli.data.reading import EachWord, Place, Reader, SourceTarget, WholeText, next_tokens
+from tunecli.data.reading import EachWord, Place, Reader, SourceTarget, WholeAnswers, WholeText, next_tokens
 from tunecli.data.text_encoder import TextEncoder
 from tunecli.data.verbalizing import Verbalizer
 from tunecli.models.policy import Policy
@@ -59,6 +60,8 @@ def _reader(config: RunConfig, data: Data, policy: Wrapped) -> Reader:
     if data.labels is None or isinstance(policy, Policy):
         return next_tokens
     token_types = getattr(policy.lm.config, "type_vocab_size", 0) > 1
+    if isinstance(stage, RewardConfig):
+        return WholeAnswers(place=Place.last if policy.looks_at_last else Place.first, token_types=token_types)
     if not isinstance(stage, ClassifyConfig):
         return EachWord(labels=data.labels, token_types=token_types)
     return WholeText(

@@ -25,7 +25,7 @@ from tunecli.config.nearest import did_you_mean
 from tunecli.config.peft import choosing
 from tunecli.config.peft_checks import missing_starts, peft_problems
 from tunecli.config.run import RunConfig
-from tunecli.config.stage import LabelConfig, ProblemType, StageConfig, Task, VerbalizeConfig
+from tunecli.config.stage import LabelConfig, ProblemType, RewardConfig, StageConfig, Task, VerbalizeConfig
 from tunecli.config.stage_checks import stage_problems
 from tunecli.config.train import Precision
 
@@ -68,6 +68,7 @@ METRICS = {
     ProblemType.single_label.value: ("loss", "accuracy", "f1_macro", "mcc", "ece"),
     ProblemType.multi_label.value: ("loss", "exact_match", "f1_micro", "f1_macro"),
     ProblemType.regression.value: ("loss", "mse", "pearson", "spearman"),
+    "reward": ("loss", "accuracy", "margin", "ece", "mse", "pearson", "spearman"),
 }
 """What an evaluation gives, by what the model does; behind `eval/`, and of several sources each with `/NAME` too."""
 BLEU_TOKENIZERS = ("auto", "13a", "zh", "char", "intl", "none")
@@ -207,6 +208,8 @@ def metrics_of(stage: StageConfig) -> tuple[str, ...]:
     kind = "text"
     if stage.task is Task.token_classification:
         kind = "tags"
+    elif isinstance(stage, RewardConfig):
+        kind = "reward"
     elif stage.task is Task.sequence_classification or isinstance(stage, VerbalizeConfig):
         kind = getattr(stage, "problem_type", ProblemType.single_label).value
     return tuple(f"eval/{name}" for name in METRICS[kind])

@@ -93,7 +93,7 @@ class DataConfig:
     mixing_temperature: float = 2.0
     """For `mixing: temperature`: shares are proportional to examples ** (1 / temperature); 1 is proportional."""
     format: str = "auto"
-    """auto (told from the columns) | messages | sharegpt | alpaca | prompt_completion | text, or
+    """auto (told from the columns) | messages | sharegpt | alpaca | prompt_completion | text | ... (docs/data.md), or
     `custom:package.module:function`, a function of your own from a row to one of `tunecli.data.examples`."""
     columns: dict[str, str] = field(default_factory=dict)
     """Names that the format expects -> a column of the file, or a text with columns in braces:

@@ -40,11 +40,14 @@ LABELLED = {
 
 JUDGED = {
     Rows.judged: ("preference", "scored"),
+    Rows.answers: ("preference", "scored", "messages", "sharegpt", "alpaca", "prompt_completion", "text"),
     Rows.pairs: ("preference",),
     Rows.feedback: ("feedback",),
     Rows.prompts: ("prompts",),
 }
-"""Formats of rows that hold what is thought of an answer, or questions alone."""
+"""Formats by what rows hold, where no task of transformers' tells it."""
+OF_JUDGEMENTS = ("preference", "scored", "feedback", "prompts")
+"""Formats for these stages alone: what is thought of an answer, or questions."""
 
 TEXT_TO_TEXT = ("seq2seq", "prompt_completion", "alpaca")
 """Formats of rows that an encoder-decoder reads; the first is for it alone."""
@@ -110,7 +113,7 @@ def formats_for(task: Task | Rows) -> tuple[str, ...]:
         return LABELLED[task]
     if task is Task.masked_lm:
         return ("text",)
-    others = {"seq2seq", *(name for names in (LABELLED | JUDGED).values() for name in names)}
+    others = {"seq2seq", *(name for names in LABELLED.values() for name in names), *OF_JUDGEMENTS}
     return tuple(name for name in FORMATS if name not in others)
 
 

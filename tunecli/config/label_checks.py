@@ -22,7 +22,7 @@ USED: dict[Labelling, tuple[str, ...]] = {
     Labelling.best_of_n: DRAWS,
     Labelling.revise: ("temperature", "max_new_tokens", "num_revisions", "constitution"),
 }
-"""mode -> the values of the stage that it goes by; how answers are drawn is there for given ones too, as `model` is"""
+"""mode -> the values of the stage that it goes by; that of drawing is there for given pairs too, as `model` is"""
 OF_MODE = tuple(dict.fromkeys(name for names in USED.values() for name in names))
 OF_TRAINING = ("shots", "adapter_column", "streaming")
 """Values of `data` that have no meaning where nothing is trained."""

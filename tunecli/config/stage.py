@@ -33,6 +33,8 @@ class Rows(Enum):
 
     judged = "judged"
     """pairs of a preferred and a rejected answer, or answers with scores"""
+    answers = "answers"
+    """pairs, or answers with or without scores"""
     pairs = "pairs"
     feedback = "feedback"
     """answers that are liked or not"""
@@ -241,6 +243,44 @@ class LabelConfig(StageConfig):
         return Rows.pairs if self.mode is Labelling.given_pairs else Rows.prompts
 
 
+@dataclass(kw_only=True, slots=True)
+class RewardConfig(HeadConfig):
+    """A reward model: a score for a whole answer, learnt from pairs of a better and a worse one, or from scores."""
+
+    name: str = "reward"
+    margin: bool = True
+    """Let the score of the better answer lead by the row's `margin`, where it has one."""
+    center_rewards_coefficient: float = 0.0
+    """Of pairs: how much the square of the sum of both scores counts, which draws scores to zero; 0.01, say."""
+
+    @property
+    def task(self) -> Task:
+        return Task.sequence_classification
+
+    @property
+    def reads(self) -> Task | Rows:
+        return Rows.judged
+
+    @property
+    def problem_type(self) -> ProblemType:
+        """As in `ClassifyConfig`."""
+        return ProblemType.regression
+
+
+@dataclass(kw_only=True, slots=True)
+class ScoreConfig(RewardConfig):
+    """A model that is asked for scores alone (`tune score`), of rows that need not say what these should be."""
+
+    @property
+    def reads(self) -> Task | Rows:
+        return Rows.answers
+
+    @property
+    def turns(self) -> Turns:
+        """Of a conversation the last answer is scored."""
+        return Turns.last
+
+
 STAGE_SCHEMAS: dict[str, type[StageConfig]] = {
     "sft": SFTConfig,
     "pretrain": PretrainConfig,
@@ -249,4 +289,5 @@ STAGE_SCHEMAS: dict[str, type[StageConfig]] = {
     "seq2seq": Seq2SeqConfig,
     "verbalize": VerbalizeConfig,
     "label": LabelConfig,
+    "reward": RewardConfig,
 }

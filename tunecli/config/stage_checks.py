@@ -8,7 +8,7 @@ from itertools import pairwise
 from tunecli.config.data import Overlong
 from tunecli.config.errors import Problem
 from tunecli.config.run import RunConfig
-from tunecli.config.stage import ClassifyConfig, HeadConfig, ProblemType, TagConfig
+from tunecli.config.stage import ClassifyConfig, HeadConfig, ProblemType, RewardConfig, TagConfig
 
 
 def stage_problems(config: RunConfig) -> Iterator[Problem]:
@@ -18,6 +18,8 @@ def stage_problems(config: RunConfig) -> Iterator[Problem]:
     yield from _evaluation(config)
     if isinstance(config.stage, ClassifyConfig):
         yield from _classify(config, config.stage)
+    if isinstance(config.stage, RewardConfig):
+        yield from _reward(config, config.stage)
     if isinstance(config.stage, TagConfig):
         yield from _tag(config, config.stage)
 
@@ -25,9 +27,9 @@ def stage_problems(config: RunConfig) -> Iterator[Problem]:
 def _labels(config: RunConfig, stage: HeadConfig) -> Iterator[Problem]:
     if stage.labels and any(first == second for first, second in pairwise(sorted(stage.labels))):
         yield Problem("stage.labels", "names a label twice", "name each once")
-    if len(stage.labels) == 1:
+    if len(stage.labels) == 1 and not isinstance(stage, RewardConfig):
         yield Problem("stage.labels", "is one label, and nothing is to be told apart", "name all, or stage.labels=[]")
-    if stage.labels and len({source.task for source in config.data.mix}) > 1:
+    if stage.labels and not isinstance(stage, RewardConfig) and len({source.task for source in config.data.mix}) > 1:
         yield Problem("stage.labels", "is one list, and data.mix has several tasks", "stage.labels=[]")
     numbers = getattr(stage, "problem_type", None) is ProblemType.regression
     if config.data.streaming and not stage.labels and not numbers:
@@ -67,6 +69,14 @@ def _classify(config: RunConfig, stage: ClassifyConfig) -> Iterator[Problem]:
             yield Problem(f"stage.class_weights.{label}", "is none of stage.labels", "one of them")
     if stage.problem_type is ProblemType.regression and stage.labels:
         yield Problem("stage.labels", "has no meaning where a number is predicted", "stage.labels=[]")
+
+
+def _reward(config: RunConfig, stage: RewardConfig) -> Iterator[Problem]:
+    if stage.labels:
+        yield Problem("stage.labels", "has no meaning for a reward model, which gives one number", "stage.labels=[]")
+    key, weight = "stage.center_rewards_coefficient", stage.center_rewards_coefficient
+    if not 0 <= weight < float("inf"):
+        yield Problem(key, f"is {weight}", "0, or a number greater than 0, such as 0.01")
 
 
 def _tag(config: RunConfig, stage: TagConfig) -> Iterator[Problem]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from tunecli.config.counted import counted
 from tunecli.config.data import DataConfig, Overlong, Side, training_sources, validation_source
+from tunecli.config.data_checks import OF_JUDGEMENTS
 from tunecli.config.stage import PretrainConfig, StageConfig, Task
 from tunecli.data.mixture import Mixture, labels, shares
 
@@ -84,7 +85,12 @@ def answers_in_turns(stage: StageConfig, examples: Mixture) -> bool:
 
 def _amount(examples: Mixture, part: slice) -> str:
     tokens, trained = int(examples.lengths[part].sum()), int(examples.trained_counts[part].sum())
-    number = len(examples.lengths[part])
+    number, names = len(examples.lengths[part]), {format.name for format in examples.formats}
+    if names == {"prompts"}:
+        return f"{counted(number, 'prompt')}, {counted(tokens, 'token')}"
+    if names <= {*OF_JUDGEMENTS}:
+        noun = "pair" if names == {"preference"} else "judged example"
+        return f"{counted(number, noun)}, {counted(tokens, 'token')}, {trained:,} of them in completions"
     return f"{counted(number, 'example')}, {counted(tokens, 'token')}, {trained:,} of them trained"
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from tunecli.config.data import DataConfig, training_sources
 from tunecli.config.errors import UserError
 from tunecli.config.nearest import did_you_mean
-from tunecli.config.stage import ClassifyConfig, HeadConfig, ProblemType, VerbalizeConfig
+from tunecli.config.stage import ClassifyConfig, HeadConfig, ProblemType, RewardConfig, VerbalizeConfig
 from tunecli.data.mixture import Mixture
 
 if TYPE_CHECKING:
@@ -82,6 +82,8 @@ def run_labels(
     Raises:
         UserError: a row has a label that is not among them, or there are no labels to be had.
     """
+    if isinstance(stage, RewardConfig):
+        return Labels({UNNAMED: [NUMBER]})
     tasks = list(dict.fromkeys(source.task or UNNAMED for source in training_sources(data)))
     if getattr(stage, "problem_type", None) is ProblemType.regression:
         return Labels({task: [NUMBER] for task in tasks})

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunecli.config.data import DataConfig, Thinking, training_sources
+from tunecli.config.data_checks import formats_for
 from tunecli.config.data_files import is_local
 from tunecli.config.errors import UserError
 from tunecli.config.run import RunConfig
-from tunecli.config.stage import Task
+from tunecli.config.stage import Rows, Task
 from tunecli.data.conversation import with_system, without_thinking
-from tunecli.data.examples import Example, Messages, Unusable
-from tunecli.data.formats import choose_format
+from tunecli.data.examples import Example, Messages, Pair, Unusable
+from tunecli.data.formats import FOR_LANGUAGE_MODELS, choose_format
 from tunecli.data.rows import Row
 from tunecli.data.source import read_rows
 from tunecli.data.source_target import source_ids
@@ -54,7 +55,14 @@ def formats_of(config: RunConfig, run_dir: Path) -> list[str]:
     return [str(name).split(",")[0].split(" (")[0] for name in noted]
 
 
-def _first_examples(data: DataConfig) -> Iterator[Example]:
+def judged_as_raw_text(data: DataConfig) -> bool:
+    """The same of answers that are compared or scored, where a source can still be read."""
+    found = list(_first_examples(data, formats_for(Rows.judged)))
+    texts = [example.chosen if isinstance(example, Pair) else getattr(example, "text", None) for example in found]
+    return bool(texts) and not any(isinstance(text, Messages) for text in texts)
+
+
+def _first_examples(data: DataConfig, known: Collection[str] = FOR_LANGUAGE_MODELS) -> Iterator[Example]:
     """The first row of each source that is still there, as its format reads it."""
     for source in training_sources(data):
         if not is_local(source.path):
@@ -62,7 +70,7 @@ def _first_examples(data: DataConfig) -> Iterator[Example]:
         try:
             for row in islice(read_rows(source, data.sample_by), 1):
                 if isinstance(row, Row):
-                    yield choose_format(source.format, source.columns, row.values)(row.values)
+                    yield choose_format(source.format, source.columns, row.values, known)(row.values)
         except (UserError, Unusable):
             continue
 

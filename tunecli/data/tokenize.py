@@ -18,13 +18,14 @@ examples have been tokenised together.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Generator
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from tunecli.config.data import Thinking
-from tunecli.config.stage import Task
+from tunecli.config.stage import Rows, Task
 from tunecli.data import conversation
 from tunecli.data.documents import documents
 from tunecli.data.examples import (
@@ -125,6 +126,8 @@ def _checked(requests: list[Request]) -> list[Request]:
 
 
 def _encode(example: Example, job: _Job) -> Steps:
+    if job.options.rows is Rows.answers and isinstance(example, Messages | PromptCompletion | Text):
+        example = Scored(example, math.nan)  # what it should be is not known
     if isinstance(example, Pair | Scored | Feedback):
         return (yield from judged(example, partial(_judged_text, job=job), job.options))
     if isinstance(example, Prompt):

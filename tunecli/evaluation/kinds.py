@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from tunecli.config.stage import PretrainConfig, ProblemType, StageConfig, Task, VerbalizeConfig
+from tunecli.config.stage import PretrainConfig, ProblemType, RewardConfig, StageConfig, Task, VerbalizeConfig
 
 
 class Kind(Enum):
@@ -14,6 +14,8 @@ class Kind(Enum):
     """any number of labels"""
     regression = "regression"
     """a number"""
+    reward = "reward"
+    """a score for a text, or for each of two"""
     tags = "tags"
     """a label for each word"""
     text = "text"
@@ -30,6 +32,8 @@ class Kind(Enum):
 def kind_of(stage: StageConfig) -> Kind:
     if isinstance(stage, VerbalizeConfig):
         return Kind.single_label
+    if isinstance(stage, RewardConfig):
+        return Kind.reward
     if isinstance(stage, PretrainConfig):
         return Kind.document
     if stage.task is Task.token_classification:

@@ -17,6 +17,7 @@ from scipy.sparse import csr_array
 from tunecli.evaluation import texts
 from tunecli.evaluation.kinds import Kind
 from tunecli.evaluation.metrics import NUM_BINS
+from tunecli.evaluation.records import lead
 from tunecli.ops.bootstrap import Measures
 
 Record = dict[str, Any]
@@ -27,8 +28,9 @@ JUDGED = (*SHARES, *texts.ROUGE)
 """Scores of single answers, which are averaged."""
 COUNTED: dict[str, Callable[[np.ndarray], np.ndarray]] = {"bleu": texts.bleu_of, "chrf": texts.chrf_of}
 """Scores of all answers together, from counts that add up."""
-RIGHT: dict[Kind, tuple[str, Callable[[Record], bool]]] = {
+RIGHT: dict[Kind, tuple[str, Callable[[Record], bool | None]]] = {
     Kind.single_label: ("accuracy", lambda record: record["expected"] == record["predicted"]),
+    Kind.reward: ("accuracy", lambda record: None if (ahead := lead(record)) is None else ahead > 0),
     Kind.multi_label: ("exact_match", lambda record: set(record["expected"]) == set(record["predicted"])),
 }
 """Where each record is right or wrong as a whole: the metric that is their share, and whether one is right."""
@@ -202,6 +204,32 @@ def _regression(records: Sequence[Record]) -> Measures:
     return measures
 
 
+def _reward(records: Sequence[Record]) -> Measures:
+    """Of pairs as `tunecli.evaluation.metrics.comparison`, of the texts with scores as numbers."""
+    leads = [lead(record) for record in records]
+    pairs = np.array([i for i, each in enumerate(leads) if each is not None], np.int64)
+    single = np.array([i for i, record in enumerate(records) if "expected" in record], np.int64)
+    own = np.array([each for each in leads if each is not None], np.float64)
+    of_scores = _regression([records[i] for i in single]) if len(single) else None
+    won, right = 1 / (1 + np.exp(-own)), (own > 0).astype(np.float64)
+    # As the calibration error has it: of the text that the model prefers.
+    sure, hits = np.maximum(won, 1 - won), (won >= 0.5).astype(np.float64)
+    bins = _one_hot(np.minimum((sure * NUM_BINS).astype(int), NUM_BINS - 1), NUM_BINS)
+    gaps = bins * (hits - sure)[:, None]
+
+    def measures(counts: np.ndarray) -> dict[str, np.ndarray]:
+        found = {}
+        if len(pairs):
+            drawn = counts[:, pairs]
+            total = drawn.sum(1)
+            found["accuracy"] = _ratio(drawn @ right, total)
+            found["margin"] = _ratio(drawn @ own, total)
+            found["ece"] = _ratio(np.abs(drawn @ gaps).sum(1), total)
+        return found | (of_scores(counts[:, single]) if of_scores is not None else {})
+
+    return measures
+
+
 def _order(values: np.ndarray) -> tuple[np.ndarray, csr_array]:
     """Which of the distinct values each example has, as a number and one-hot."""
     _, group = np.unique(values, return_inverse=True)
@@ -249,5 +277,6 @@ OF_KIND: dict[Kind, Callable[[Sequence[Record]], Measures]] = {
     Kind.single_label: _single_label,
     Kind.multi_label: _multi_label,
     Kind.regression: _regression,
+    Kind.reward: _reward,
     Kind.tags: _tags,
 }

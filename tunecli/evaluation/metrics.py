@@ -48,6 +48,17 @@ def regression(values: np.ndarray, targets: np.ndarray) -> dict[str, float]:
     }
 
 
+def comparison(leads: np.ndarray) -> dict[str, float]:
+    """Of pairs, from how far the preferred text is ahead in each [pairs]: how often it is at all, the mean lead, and
+    how far sigmoid(lead), which is the probability that a preference model gives it, is from how often it holds."""
+    sure = 1 / (1 + np.exp(-leads.astype(np.float64)))
+    return {
+        "accuracy": float((leads > 0).mean()),
+        "margin": float(leads.mean()),
+        "ece": calibration_error(np.stack([sure, 1 - sure], axis=1), np.zeros(len(leads), np.int64)),
+    }
+
+
 def tagging(chosen: Sequence[Sequence[str]], targets: Sequence[Sequence[str]]) -> dict[str, float]:
     """Tags of the words of each text. Spans are those of CoNLL-2000's script; without B- and I- each word is one."""
     from seqeval.metrics import accuracy_score, f1_score, precision_score, recall_score

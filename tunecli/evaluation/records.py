@@ -3,6 +3,7 @@ and, where that is known, what it should have said."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,8 +13,9 @@ from transformers import PreTrainedTokenizerBase
 from tunecli.config.evaluation import EvaluationConfig
 from tunecli.data.batching import Examples
 from tunecli.data.encoded import Encoded
-from tunecli.data.examples import Example, Labelled, Tagged
+from tunecli.data.examples import Example, Labelled, Messages, Pair, PromptCompletion, Scored, Tagged, Text
 from tunecli.data.labels import Labels
+from tunecli.data.reading import PAIR
 from tunecli.data.text_encoder import TextEncoder
 from tunecli.evaluation import texts
 from tunecli.evaluation.kinds import Kind
@@ -61,6 +63,41 @@ def of_texts(
             said = {"expected": _expected(examples[i], kind)} | said
         records.append(_start(examples, i, source, labels) | _text(contents(examples.origin(i))) | said)
     return records
+
+
+def of_judged(
+    scores: Sequence[np.ndarray],
+    examples: Examples,
+    contents: Contents,
+    *,
+    expected: bool = True,
+) -> list[Record]:
+    """One for each pair, with what each text is worth to the model, and for each text that stands for itself.
+
+    Args:
+        scores: [texts, 1] of each example.
+        expected: scores that texts should have, where rows hold them, count.
+    """
+    records = []
+    for i, each in enumerate(scores):
+        numbers, origin = examples[i].numbers, examples.origin(i)
+        record = _start(examples, i, examples.names[int(examples.sources[i])]) | _judged_texts(contents(origin))
+        if len(numbers) == PAIR:
+            record |= {"chosen": float(each[0, 0]), "rejected": float(each[1, 0])}
+            record |= {"margin": numbers[0], "probability": numbers[1]}
+        else:
+            known = expected and math.isfinite(numbers[0])
+            record |= ({"expected": numbers[0]} if known else {}) | {"predicted": float(each[0, 0])}
+        records.append(record)
+    return records
+
+
+def lead(record: Record) -> float | None:
+    """By how much the preferred text of a pair is ahead; None where neither is preferred, or there is one text."""
+    if "chosen" not in record or record["probability"] == 0.5:
+        return None
+    difference = record["chosen"] - record["rejected"]
+    return difference if record["probability"] > 0.5 else -difference
 
 
 def of_tags(
@@ -194,6 +231,28 @@ def _text(content: Example | None) -> Record:
     if not isinstance(content, Labelled):
         return {}
     return {"text": content.text} | ({"text_pair": content.pair} if content.pair is not None else {})
+
+
+def _judged_texts(content: Example | None) -> Record:
+    """The prompt, and the answer or both of them, as text."""
+    if isinstance(content, Pair):
+        prompt, chosen = _prompt_and_completion(content.chosen)
+        return {"prompt": prompt, "chosen_text": chosen, "rejected_text": _prompt_and_completion(content.rejected)[1]}
+    if isinstance(content, Scored):
+        content = content.text
+    if isinstance(content, Messages | PromptCompletion):
+        prompt, completion = _prompt_and_completion(content)
+        return {"prompt": prompt, "completion": completion}
+    return {"text": content.text} if isinstance(content, Text) else {}
+
+
+def _prompt_and_completion(written: Messages | PromptCompletion) -> tuple[str, str]:
+    if isinstance(written, PromptCompletion):
+        return written.prompt, written.completion
+    said = [message.get("content") or "" for message in written.messages]
+    last = max(i for i, message in enumerate(written.messages) if message["role"] == "assistant")
+    start = written.context or last
+    return "\n".join(said[:start]), "\n".join(said[start:])
 
 
 def _expected(example: Encoded, kind: Kind) -> Any:

@@ -48,7 +48,10 @@ def metrics_of(records: Sequence[Record], kind: Kind) -> dict[str, Metric]:
         for name, each in sampled.items()
     }
     for name, right in shares(records, kind).items():
-        each = proportions.share([one for one in right if one is not None])
+        known = [one for one in right if one is not None]
+        if not known:
+            continue
+        each = proportions.share(known)
         found[name] = Metric(each.value, each.low, each.high)
     return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +69,25 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def pad_apart(tokenizer: PreTrainedTokenizerBase, stops: Collection[int]) -> None:
+    """Give `tokenizer` a token for padding that no text ends with: transformers' classifiers look for the last token
+    of a text that is none.
+
+    Where the one that it has is among `stops` or its end-of-text token, another special one that chats do not use is
+    taken, or else the last of its vocabulary.
+    """
+    ends = {tokenizer.eos_token_id, *stops}
+    if tokenizer.pad_token_id not in (None, *ends):
+        return
+    special = {token: added.content for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    used = f"{tokenizer.chat_template or ''}{tokenizer.bos_token or ''}"
+    free = [token for token, text in special.items() if token not in ends and text not in used]
+    named = [token for token in free if "pad" in special[token].lower()]
+    other = [*named, *(token for token in free if token == tokenizer.unk_token_id), *free]
+    ordinary = [token for token in range(len(tokenizer) - 1, -1, -1) if token not in ends]
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens([*other, *ordinary][0])
 
 
 def stop_tokens(config: ModelConfig) -> list[int]:

@@ -48,7 +48,10 @@ def load_base(source: Source) -> PreTrainedModel:
     task = base_task(source)
     stored_with_adapters = config is not None and _config_of_adapters(source) is not None
     head = head_of(config) if stored_with_adapters and config is not None and task.has_labels else None
-    return load_model(source.base, dtype=dtype_of(source), device=device(), task=task, head=head).eval()
+    model = load_model(source.base, dtype=dtype_of(source), device=device(), task=task, head=head).eval()
+    if head is not None and config is not None and config.pad_token_id is not None:
+        model.config.pad_token_id = config.pad_token_id  # that the head was trained beside; the base's may end a text
+    return model
 
 
 def base_task(source: Source) -> Task:

@@ -46,6 +46,26 @@ def save_adapters(model: PreTrainedModel, names: Iterable[str], folder: Path, *,
     (folder / COMPOSITION).write_text(json.dumps({"order": names}, indent=2), encoding="utf-8")
 
 
+def save_with_head(adapter: Path, head: Path, target: Path) -> None:
+    """Write a saved adapter and the saved head that was trained beside it as one folder, which peft alone loads into
+    a classifier: the head's layers stand among its `modules_to_save`.
+
+    Args:
+        adapter: folder of a method that peft has too.
+        head: folder of a `freeze` entry.
+    """
+    config = saved_config(adapter)
+    config.modules_to_save = list(saved_config(head).target_modules)
+    config.task_type = peft.TaskType.SEQ_CLS
+    config.save_pretrained(str(target))
+    scorer = {
+        key.replace(".freeze_copy", ""): value for key, value in load_peft_weights(str(head), device="cpu").items()
+    }
+    tensors = load_peft_weights(str(adapter), device="cpu") | scorer
+    save_file(tensors, target / "adapter_model.safetensors", metadata={"format": "pt"})
+    follow_umask(target)
+
+
 def _as_saved(model: PreTrainedModel, adapter: str) -> tuple[peft.PeftConfig, dict[str, torch.Tensor]]:
     """Its configuration and tensors, by the names that they would have if no other adapter were there, in the form
     that belongs to the untouched base."""

@@ -145,9 +145,10 @@ def _left_out(dataset: Mixture) -> dict[str, list[dict[str, Any]]]:
 def _example_as_json(example: Example) -> dict[str, Any]:
     tokens = [
         {"id": token, "text": text, "trained": piece.trained, "special": piece.special}
+        | ({"part": piece.heading} if piece.heading else {})
         for piece in example.pieces
         for token, text in zip(piece.ids, [""] * (len(piece.ids) - 1) + [piece.text], strict=True)
     ]
-    names = ("origin", "source", "trained_tokens", "truncated", "labels", "adapter")
+    names = ("origin", "source", "trained_tokens", "truncated", "labels", "adapter", "judgement", "columns")
     counts = {name: getattr(example, name) for name in names}
     return counts | {"text": "".join(piece.text for piece in example.pieces), "tokens": tokens}

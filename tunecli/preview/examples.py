@@ -11,6 +11,7 @@ import numpy as np
 
 from tunecli.config.errors import UserError
 from tunecli.config.virtual import FIRST_VIRTUAL
+from tunecli.data.reading import PAIR, sides_of
 from tunecli.data.statistics import longest_examples
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ CHARACTER_TOKENS = 6
 """Tokens after which an incomplete character is taken for a broken one: UTF-8 has at most 4 bytes per character."""
 RUNS = 12
 """Runs of trained or untrained tokens that are shown of an example; more of them lose their middle."""
+SIDES = ("chosen", "rejected")
+TWO_SIDED = ("source", "target")
+"""Parts of each of them, for an encoder-decoder."""
 LINE = 60
 """What a line break counts in characters when a text is shortened."""
 
@@ -49,6 +53,8 @@ class Piece:
     special: bool = False
     tag: str = ""
     """of the word that ends here"""
+    heading: str = ""
+    """of the part of the example that begins here"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +77,10 @@ class Example:
     """of the whole text"""
     adapter: str = ""
     """the entry of `peft` that it is for, where each row has its own"""
+    judgement: str = ""
+    """what the row says of its answers"""
+    columns: str = ""
+    """the other columns of a prompt's row, as JSON"""
 
 
 def choose(dataset: Mixture, wanted: Wanted) -> list[int]:
@@ -103,15 +113,39 @@ def read(dataset: Mixture, index: int, tokenizer: PreTrainedTokenizerBase, adapt
         tokens=len(ids),
         trained_tokens=int(trained.sum()),
         truncated=bool(dataset.truncated[index]),
-        pieces=_tagged(list(decode(tokenizer, ids.tolist(), trained.tolist())), example),
+        pieces=_tagged(list(_pieces(tokenizer, example)), example),
         labels=() if _is_tagged(example) else example.labels,
         adapter=adapters[number] if number >= 0 else "",
+        judgement=_judgement(example),
+        columns=example.columns,
     )
+
+
+def _pieces(tokenizer: PreTrainedTokenizerBase, example: Encoded) -> Iterator[Piece]:
+    """Those of a pair side by side: each part is decoded by itself, and has a heading."""
+    ids, trained = example.input_ids.tolist(), example.trained.tolist()
+    if len(example.numbers) < PAIR:
+        yield from decode(tokenizer, ids, trained)
+        return
+    parts = sides_of(example)
+    headings = SIDES if len(parts) == len(SIDES) else [f"{side}: {part}" for side in SIDES for part in TWO_SIDED]
+    for part, heading in zip(parts, headings, strict=True):
+        pieces = decode(tokenizer, ids[part], trained[part])
+        yield replace(next(pieces), heading=heading)
+        yield from pieces
+
+
+def _judgement(example: Encoded) -> str:
+    if len(example.numbers) < PAIR:
+        return f"score {example.numbers[0]:g}" if example.numbers and not example.labels else ""
+    margin, probability = example.numbers
+    said = [f"margin {margin:g}"] if margin else []
+    return ", ".join(["a pair", *said, *([f"probability {probability:g}"] if probability != 1 else [])])
 
 
 def _is_tagged(example: Encoded) -> bool:
     """Whether each span has a label of its own."""
-    return len(example.spans) > 0 and len(example.labels) == len(example.spans)
+    return len(example.spans) > 0 and len(example.labels) == len(example.spans) and not example.numbers
 
 
 def _tagged(pieces: list[Piece], example: Encoded) -> list[Piece]:

@@ -74,7 +74,9 @@ def _header(example: Example) -> Iterator[RenderableType]:
     yield Text.assemble(
         f"{counted(example.tokens, 'token')}, ",
         (labels_line(example), TRAINED) if example.labels else share,
+        (f", {example.judgement}" if example.judgement else "", TRAINED),
         f", adapter {visible(example.adapter)}" if example.adapter else "",
+        f", columns {visible(example.columns)}" if example.columns else "",
         (", truncated" if example.truncated else "", "bold yellow"),
         style="dim",
     )
@@ -87,10 +89,14 @@ def labels_line(example: Example) -> str:
 def _text(pieces: list[Piece | Gap], plain: bool) -> Text:
     text = Text(overflow="fold")
     for trained, run in groupby(pieces, key=lambda piece: piece.trained):
+        parts = list(run)
+        if heading := heading_of(parts[0]):
+            text.append("\n" if text else "")
+            text.append(f"── {heading}\n", "bold")
         text.append("⟦" if trained and plain else "")
         # Escapes between the tokens of an emoji would take it apart, so that what looks the same is one span.
-        for style, parts in groupby(map(_styled, run), key=lambda styled: styled[1]):
-            text.append("".join(part for part, _ in parts), style)
+        for style, styled in groupby(map(_styled, parts), key=lambda styled: styled[1]):
+            text.append("".join(part for part, _ in styled), style)
         text.append("⟧" if trained and plain else "")
     text.rstrip()
     return text
@@ -101,6 +107,10 @@ def _styled(piece: Piece | Gap) -> tuple[str, str]:
         return f" … {counted(piece.tokens, 'token')} … ", GAP
     style = TRAINED if piece.trained else PROMPT
     return visible(piece.text) + tag_after(piece), style + SPECIAL if piece.special else style
+
+
+def heading_of(piece: Piece | Gap) -> str:
+    return piece.heading if isinstance(piece, Piece) else ""
 
 
 def tag_after(piece: Piece) -> str:
@@ -116,6 +126,8 @@ def _token_table(pieces: list[Piece | Gap]) -> Table:
             table.add_row("…", "", Text(_styled(piece)[0].strip(), GAP), "")
             position += piece.tokens
             continue
+        if piece.heading:
+            table.add_row("", "", Text(piece.heading, "bold"), "")
         for i, token in enumerate(piece.ids):
             # A character that is spread over several tokens stands with the last of them.
             last = i == len(piece.ids) - 1
@@ -189,6 +201,8 @@ def trained_line(preview: Preview) -> str:
     stats = preview.statistics
     if all(example.labels for example in preview.examples) and preview.labels:
         return "the label of each text"
+    if all(name.startswith("prompts") for name in preview.formats):
+        return "nothing of it: the model is to write the answers"
     return f"{counted(stats.trained_tokens, 'token')} ({stats.trained_tokens / stats.tokens:.1%})"
 
 

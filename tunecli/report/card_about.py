@@ -25,6 +25,7 @@ STAGES = {
     "tag": "a label for each word, with a head of its own",
     "seq2seq": "text to text (cross-entropy on the targets)",
     "verbalize": "classification by the words for labels in the gap of a template",
+    "reward": "a score for an answer, from comparisons or scores, with a head of its own",
     "pretrain": "continued pretraining on documents",
 }
 OBJECTIVES = {

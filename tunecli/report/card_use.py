@@ -21,10 +21,18 @@ from tunecli.config.data import SystemPolicy, training_sources
 from tunecli.config.data_files import is_local
 from tunecli.config.peft import HEAD, PTuningConfig
 from tunecli.config.run import RunConfig
-from tunecli.config.stage import Objective, PretrainConfig, ProblemType, StageConfig, Task, VerbalizeConfig
+from tunecli.config.stage import (
+    Objective,
+    PretrainConfig,
+    ProblemType,
+    RewardConfig,
+    StageConfig,
+    Task,
+    VerbalizeConfig,
+)
 from tunecli.config.template import Field, Words, parse_template
 from tunecli.data.mixture import labels as task_names
-from tunecli.data.prompts import formats_of, trained_on_raw_text
+from tunecli.data.prompts import formats_of, judged_as_raw_text, trained_on_raw_text
 from tunecli.data.tokens import EVERY
 from tunecli.models.load import CLASSES, task_of
 from tunecli.report.card_text import public, python, string
@@ -34,6 +42,8 @@ UNKNOWN = "PATH/TO/"
 """Stands before the name of a base model that whoever reads the card has to find."""
 IN_PEFT = ("lora", "adalora", "vera", "loha", "lokr", "oft", "ia3", "ln_tuning")
 """Methods whose folders peft loads by itself. Several of them together it takes for LoRA only."""
+PLAIN = "reward_model"
+"""Folder of a reward run, with the head in the same peft checkpoint as the only other adapter."""
 SOFT = ("prompt_tuning", "p_tuning")
 """Methods with tokens of their own, which the tokenizer does not know."""
 VIRTUAL_TOKENS = "virtual_tokens"
@@ -45,6 +55,15 @@ class Result(Enum):
     adapters = "adapters"
     """several, in a folder each"""
     model = "model"
+
+
+class Answers(Enum):
+    """How a reward model reads an answer after its prompt."""
+
+    chat = "chat"
+    text = "text"
+    second_text = "second_text"
+    """an encoder: behind a separator"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,6 +92,9 @@ class Made:
     """of the base"""
     quantization: str = "none"
     """of the base"""
+    answers: Answers = Answers.chat
+    with_head: bool = False
+    """a reward model whose adapter and head lie in one folder that peft alone loads"""
     in_run: bool = False
     """lies in its run directory, which tells `tunecli.prompt_ids` what it was trained to see"""
 
@@ -93,6 +115,13 @@ class Made:
         if self.task.has_labels or not methods:
             return False
         return {*methods} == {"lora"} or (len(methods) == 1 and methods[0] in IN_PEFT)
+
+
+def in_plain_peft(config: RunConfig) -> str:
+    """The only entry beside the head of a reward model, if peft alone loads it; else none."""
+    others = [name for name in config.peft if name != HEAD]
+    alone = isinstance(config.stage, RewardConfig) and HEAD in config.peft and len(others) == 1
+    return others[0] if alone and config.peft[others[0]].method in IN_PEFT else ""
 
 
 def made_by(config: RunConfig, run_dir: Path, kind: Result | None = None) -> Made:
@@ -117,8 +146,17 @@ def made_by(config: RunConfig, run_dir: Path, kind: Result | None = None) -> Mad
         tasks=tasks if len(tasks) > 1 else (),
         revision=config.model.revision,
         quantization=config.model.quantization.value,
+        answers=_answers_of(config, run_dir) if isinstance(stage, RewardConfig) else Answers.chat,
+        with_head=bool(in_plain_peft(config)),
         in_run=kind is None,
     )
+
+
+def _answers_of(config: RunConfig, run_dir: Path) -> Answers:
+    saved = run_dir / ("adapter" if config.peft else "model") / "tokenizer_config.json"
+    if saved.is_file() and json.loads(saved.read_text(encoding="utf-8")).get("sep_token"):
+        return Answers.second_text
+    return Answers.text if judged_as_raw_text(config.data) else Answers.chat
 
 
 def made_of(folder: Path, kind: Result) -> Made:
@@ -143,6 +181,8 @@ def usage(
         base: what transformers take the base model by, or `builtin:NAME`.
         published: `path` is a repository on the Hub.
     """
+    if isinstance(made.stage, RewardConfig):
+        return _reward_usage(made, path, weights=weights, tokenizer=tokenizer, base=base, published=published)
     ours = made.in_run and not published or made.has_virtual_tokens
     parts = [_script(_with_tunecli(made, path, published=published), _asked(made, ours=ours))]
     asked = _asked(made, ours=False)
@@ -158,6 +198,49 @@ def usage(
     if (made.task.has_labels or not made.raw) and not published and not made.alternatives:
         parts.append(_of_files(made, path))
     return "\n\n".join(parts)
+
+
+def _reward_usage(
+    made: Made, path: str, *, weights: Sequence[str], tokenizer: str, base: str, published: bool
+) -> str:
+    """The same of a reward model. A prompt's virtual tokens stand at places that only `tune score` knows."""
+    parts = [note] if (note := _choice(made)) else []
+    asked = _scored(made)
+    if not made.has_virtual_tokens:
+        parts.append(_script(_with_tunecli(made, path, published=published), asked))
+    if made.kind is Result.model:
+        load = _with_transformers(made, string(weights[0]), tokenizer)
+        parts.append(f"or with transformers alone:\n\n{_script(load, asked)}")
+    elif made.with_head and not published:
+        load = _with_peft(made, [string(PLAIN)], PLAIN, base)
+        config = f"config=AutoConfig.from_pretrained({string(PLAIN)})"
+        load = [line.replace(".from_pretrained(base)", f".from_pretrained(base, {config})") for line in load]
+        load = [line.replace("import AutoModel", "import AutoConfig, AutoModel") for line in load]
+        parts.append(f"or with peft alone, from `{PLAIN}/`, which holds the head too:\n\n{_script(load, asked)}")
+    else:
+        parts.append("Without tunecli it does not load; `tune merge` makes a plain model of it where methods allow.")
+    if not published and not made.alternatives:
+        parts.append(f"`tune score {path} data.path=FILE` scores every row of a file.")
+    return "\n\n".join(parts)
+
+
+def _scored(made: Made) -> list[str]:
+    """Lines that print the score of an answer, read as in training: up to its end of turn, or as a second text."""
+    if made.answers is Answers.second_text:
+        lines = ['inputs = tokenizer("Hello", "Hi!", return_tensors="pt").to(model.device)']
+    elif made.answers is Answers.text:
+        lines = [
+            'text = "A prompt. " + "An answer." + (tokenizer.eos_token or "")',
+            'inputs = tokenizer(text, return_tensors="pt").to(model.device)',
+        ]
+    else:
+        system = f'{{"role": "system", "content": {string(made.system)}}}, ' if made.system else ""
+        lines = [
+            f'chat = [{system}{{"role": "user", "content": "Hello"}}, {{"role": "assistant", "content": "Hi!"}}]',
+            "text = tokenizer.apply_chat_template(chat, tokenize=False).rstrip()",
+            'inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt").to(model.device)',
+        ]
+    return [*lines, "print(model(**inputs).logits.item())"]
 
 
 def _script(load: Sequence[str], asked: Sequence[str]) -> str:

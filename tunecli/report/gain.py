@@ -13,6 +13,7 @@ from tunecli.report.run_files import json_lines
 NAMES = {
     "exact_match": "says the right answer",
     "choice_accuracy": "gives the right answer the highest probability",
+    "preferred": "gives the better answer the higher score",
     "accuracy": "gives the right label the highest probability",
 }
 """Metric -> what the model does in so many of the examples."""

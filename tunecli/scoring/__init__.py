@@ -245,6 +245,8 @@ def _records(session: Session, rows: Rows, found: Evaluation) -> list[Record]:
                 lambda words: words_with_tokens(words, encoder),
                 from_the_left=session.config.data.truncation_side is Side.right,
             )
+        elif subject.kind is Kind.reward:
+            records = lines.of_judged(found.predictions, examples, contents)
         else:
             windows = same_questions(examples) if isinstance(session.config.stage, VerbalizeConfig) else None
             records = lines.of_texts(found.predictions, examples, labels, subject.kind, contents, groups=windows)

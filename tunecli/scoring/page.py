@@ -11,7 +11,7 @@ from typing import Any
 from tunecli.config.counted import counted
 from tunecli.config.train import falls
 from tunecli.evaluation.kinds import Kind
-from tunecli.evaluation.records import Record
+from tunecli.evaluation.records import Record, lead
 from tunecli.evaluation.tables import Confusion
 from tunecli.evaluation.uncertainty import Difference, McNemar, Metric
 from tunecli.report import html
@@ -137,6 +137,14 @@ def _gap(scores: Scores) -> list[tuple[str, str, float, float, float]]:
     ]
 
 
+def _misjudged(record: Record) -> Mistake:
+    chosen, rejected = record.get("chosen_text", ""), record.get("rejected_text")
+    texts = (chosen, rejected) if record["probability"] > 0.5 else (rejected or "", chosen)
+    scores = (record["chosen"], record["rejected"])[:: 1 if record["probability"] > 0.5 else -1]
+    said = f"{scores[0]:.3g} for it, {scores[1]:.3g} for the other"
+    return Mistake(_where(record), _shortened(*texts), "the first better", said, "")
+
+
 def _mistakes(records: Sequence[Record], kind: Kind) -> list[Mistake]:
     """Those that the model was surest of."""
     if kind is Kind.single_label:
@@ -164,6 +172,10 @@ def _mistakes(records: Sequence[Record], kind: Kind) -> list[Mistake]:
             )
             for each in far[:MISTAKES]
         ]
+    if kind is Kind.reward:
+        leads = [lead(record) for record in records]
+        behind = sorted((each, i) for i, each in enumerate(leads) if each is not None and each < 0)
+        return [_misjudged(records[i]) for _, i in behind[:MISTAKES]]
     if kind is Kind.multi_label:
         wrong = [record for record in records if set(record["expected"]) != set(record["predicted"])]
         return [

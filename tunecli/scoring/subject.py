@@ -18,10 +18,12 @@ from tunecli.config.run import RunConfig
 from tunecli.config.scored import OF_READING
 from tunecli.config.stage import (
     STAGE_SCHEMAS,
+    ClassifyConfig,
     LanguageModel,
     Objective,
     PretrainConfig,
     ProblemType,
+    RewardConfig,
     StageConfig,
     Task,
     VerbalizeConfig,
@@ -32,6 +34,7 @@ from tunecli.data.mixture import labels as source_names
 from tunecli.data.tokens import Encoding
 from tunecli.engine.precision import resolve_precision
 from tunecli.evaluation.kinds import Kind, kind_of
+from tunecli.models.load import pad_apart, stop_tokens
 from tunecli.models.policy import ONEDNN_MULTIPLE
 from tunecli.models.self_test import Wrapped, choose_policy
 from tunecli.peft_methods.by_row import route_rows
@@ -50,7 +53,7 @@ TASK_OF = {
 }
 """End of the name of a model's class -> what it is for. Encoder-decoders have names of all kinds."""
 STAGES_OF = {
-    Task.sequence_classification: ("classify",),
+    Task.sequence_classification: ("classify", "reward"),
     Task.token_classification: ("tag",),
     Task.causal_lm: ("sft", "pretrain", "verbalize"),
     Task.masked_lm: ("pretrain", "verbalize"),
@@ -164,7 +167,14 @@ def _subject(source: Source, config: RunConfig, *, trained: bool = True) -> Subj
             )
         tasks = source_names(training_sources(config.data)) if source.run is not None else []
         labels = labels_of(head_of(stored).labels, tasks)
-    return Subject(source, config, tokenizer_of(source), labels, trained)
+    tokenizer = tokenizer_of(source)
+    if isinstance(config.stage, RewardConfig):
+        assert labels is not None
+        if len(labels.names) != 1:
+            what = f"gives {len(labels.names)} numbers for a text, and a reward model gives one"
+            raise UserError(what, where=source.path, fix="a model with one label; tune eval RUN stage=classify")
+        pad_apart(tokenizer, stop_tokens(source.base))
+    return Subject(source, config, tokenizer, labels, trained)
 
 
 def asked_as(subject: Subject, config: RunConfig) -> Subject:
@@ -200,7 +210,7 @@ def _stage_of(source: Source, wanted: str | None) -> StageConfig:
         fix = " or ".join(f"stage={stage}" for stage in STAGES_OF[task])
         raise UserError(f"is a {name}, which stage={wanted} cannot score", where=source.path, fix=fix)
     config = stage_for(wanted or STAGES_OF[task][0], task)
-    if config.task is Task.sequence_classification:
+    if isinstance(config, ClassifyConfig):
         return replace(config, problem_type=head_of(stored).problem_type)  # type: ignore[call-arg]
     return config
 

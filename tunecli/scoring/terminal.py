@@ -18,11 +18,14 @@ from tunecli.scoring import Proceed, Scores
 from tunecli.scoring.comparison import Compared, Comparison
 from tunecli.scoring.harness import HarnessScores
 from tunecli.scoring.harness import text_of as harness_text
+from tunecli.scoring.judging import Judged
 from tunecli.scoring.page import confusions, difference_of, mcnemar_of, text_of, verdict
 
 SHOWN_CLASSES = 40
 WORDS = {"good": ("green", "better"), "bad": ("red", "worse"), "": ("dim", "may be chance")}
 """Verdict -> its colour, and what is said."""
+ANSWER = 48
+"""Characters of an answer in a table."""
 PIPED = 10_000
 """Columns where there is no terminal."""
 
@@ -53,6 +56,35 @@ def show(scores: Scores) -> None:
         _show_table(console, table)
     for note in scores.notes:
         console.print(Text(visible(note), style="yellow"))
+
+
+def show_judged(judged: Judged, number: int) -> None:
+    """The summary, and the first `number` rows."""
+    console = _console()
+    about = f"{judged.subject} on {judged.data}: {counted(len(judged.records), 'row')}"
+    console.print(Text(visible(about), style="bold"))
+    table = grid(["row", "answer", "score", "rejected", "score"])
+    table.columns[1].justify = table.columns[3].justify = "left"
+    for record in judged.records[:number]:
+        answer = record.get("chosen_text") or record.get("completion") or record.get("text") or ""
+        scores = [f"{record[key]:.3f}" for key in ("score", "chosen", "rejected") if key in record]
+        other = [_answer(record.get("rejected_text", "")), scores[1]] if len(scores) > 1 else ["", ""]
+        table.add_row(str(record["row"]), _answer(answer), scores[0], *other)
+    console.print(table)
+    if len(judged.records) > number:
+        console.print(Text(f"and {len(judged.records) - number:,} more; --out FILE has them all", style="dim"))
+    console.print()
+    found = grid(["", "value"])
+    for name, value in judged.summary.items():
+        found.add_row(name, shown(value, unit_of(name)))
+    console.print(found)
+    if judged.left_out:
+        console.print(Text(f"left out: {counted(judged.left_out, 'row')} that cannot be used", style="yellow"))
+
+
+def _answer(text: str) -> Text:
+    line = " ".join(text.split())
+    return Text(visible(line if len(line) <= ANSWER else f"{line[: ANSWER - 1]}…"))
 
 
 def show_harness(scores: HarnessScores) -> None:

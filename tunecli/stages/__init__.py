@@ -7,6 +7,7 @@ from collections.abc import Callable
 from tunecli.engine.stage import Stage
 from tunecli.stages.classify import classify
 from tunecli.stages.pretrain import pretrain
+from tunecli.stages.reward import reward
 from tunecli.stages.seq2seq import seq2seq
 from tunecli.stages.setting import Setting
 from tunecli.stages.sft import sft
@@ -20,4 +21,5 @@ STAGES: dict[str, Callable[[Setting], Stage]] = {
     "tag": tag,
     "seq2seq": seq2seq,
     "verbalize": verbalize,
+    "reward": reward,
 }

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tunecli.config.data_checks import FORMATS as READS
-from tunecli.config.data_checks import JUDGED, formats_for
+from tunecli.config.data_checks import OF_JUDGEMENTS, formats_for
 from tunecli.config.errors import UserError
 from tunecli.config.nearest import did_you_mean
 from tunecli.config.stage import Task
@@ -47,8 +47,7 @@ FORMATS: dict[str, Callable[[dict[str, Any]], Example]] = {
     "feedback": judged.convert_feedback,
     "prompts": prompts.convert,
 }
-_JUDGED = frozenset(name for names in JUDGED.values() for name in names)
-_OTHERS = tuple(name for name in FORMATS if name not in _JUDGED)
+_OTHERS = tuple(name for name in FORMATS if name not in OF_JUDGEMENTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +99,7 @@ def choose_format(
             raise UserError(what, where=f"data.columns.{expected}", fix=fix)
     if name.startswith(custom.PREFIX):
         note = f"{name} is in {custom.file_of(name)}"
-        return Format(name, columns, note=note, known=_OTHERS if _JUDGED.isdisjoint(known) else tuple(known))
+        return Format(name, columns, note=note, known=tuple(known) if {*known} & {*OF_JUDGEMENTS} else _OTHERS)
     if name == "auto":
         return _detected(columns, first, known)
     if name not in FORMATS:

@@ -56,6 +56,8 @@ def candidates(
         *_all_candidates(names, values.get(columns.get("conversations", "conversations"))),
     ]
     found = [each for each in all_found if each[0] in known]
+    # Of answers with scores, and of answers alone, these say more of the same row.
+    found = [each for each in found if each[0] in ("preference", "scored")] or found
     wanted = [(name, renamed) for name, keys, renamed in found if not keys.isdisjoint(columns)]
     return wanted or [(name, renamed) for name, _, renamed in found]
 
