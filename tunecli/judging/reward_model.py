@@ -25,7 +25,7 @@ from tunecli.config.judge import RewardModelJudgeConfig, model_of
 from tunecli.config.model import Attention
 from tunecli.config.nearest import did_you_mean
 from tunecli.config.stage import ProblemType, Rows, Task
-from tunecli.data.examples import Messages, PromptCompletion, Scored, Text, Unusable
+from tunecli.data.examples import Labelled, Messages, PromptCompletion, Scored, Unusable
 from tunecli.data.templates import apply_chat_template_choice
 from tunecli.data.tokenize import tokenize_many
 from tunecli.data.tokens import Encoding
@@ -133,10 +133,10 @@ class RewardModelJudge:
         names = ("system", "system_prompt", "thinking", "chat_template_kwargs")
         return replace(found, **{name: getattr(run.data, name) for name in names})
 
-    def _example(self, item: Answered) -> Scored:
+    def _example(self, item: Answered) -> Scored | Labelled:
         if self.config.label is not None:
             before = item.prompt if isinstance(item.prompt, str) else ""
-            return Scored(Text(before + item.answer), 0.0)
+            return Labelled(before + item.answer, labels=("0",))  # as it is read in training
         if isinstance(item.prompt, str):
             return Scored(PromptCompletion(item.prompt, item.answer), 0.0)
         turns = [{"role": role, "content": text} for role, text in item.prompt]
