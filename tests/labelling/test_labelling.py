@@ -247,6 +247,9 @@ def test_the_verb_is_for_recipes_that_label(capsys: pytest.CaptureFixture[str]):
     assert "tune run recipe=smoke_sft_lora" in capsys.readouterr().err
     assert main(["label", "recipe=smoke_label", "mode=best_of_n", "--dry-run"]) == 0
     assert "mode: best_of_n" in capsys.readouterr().out
+    assert main(["check", "recipe=smoke_label", "--no-data"]) == 0
+    told = capsys.readouterr().out
+    assert "preference, 4 prompts together" in told and "trains" not in told
 
 
 @pytest.mark.slow

@@ -52,7 +52,10 @@ def show(trial: Trial) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("", overflow="fold")
     table.add_column("value [95% interval]", justify="right")
+    ordered = "one_order_accuracy" in trial.measured
     for name, text in NAMES.items():
+        if name == "accuracy" and not ordered:
+            text = "right"
         if name in trial.measured:
             table.add_row(text, Text(text_of(name, trial.measured[name])))
     console.print(table)
