@@ -78,7 +78,7 @@ class OpenAI:
             "extra": dict(config.extra),
         }
         self.usage = Usage()
-        self._pace = _Pace(config.requests_per_minute)
+        self._pace = Pace(config.requests_per_minute)
         self._sessions = threading.local()
         self._counting = threading.Lock()
         self._stopped = threading.Event()
@@ -271,7 +271,7 @@ class _Key(AuthBase):
         return request
 
 
-class _Pace:
+class Pace:
     """Lets requests go at most so many a minute, evenly."""
 
     def __init__(self, per_minute: float | None) -> None:
