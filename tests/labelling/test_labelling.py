@@ -26,7 +26,7 @@ from tunecli.judging.openai import ServerError
 from tunecli.labelling.store import Store
 
 SMALL = ["data.max_samples=8", "stage.prompts_together=3", "stage.max_new_tokens=5"]
-PAIRS = ["data=smoke_pairs", "stage.mode=given_pairs", "data.max_samples=8", "stage.prompts_together=3"]
+PAIRS = ["data=smoke_pairs", "stage.mode=given_pairs", "data.max_samples=8", "stage.prompts_together=2"]
 KEY = "sk-0123456789abcdef"
 
 
