@@ -20,13 +20,15 @@ ROWS: dict[str, set[str]] = {
     "peft_methods": {"config", "ops", "engine", "models", "data"},
     "evaluation": {"config", "ops", "engine", "models", "data", "peft_methods"},
     "rewards": {"config", "ops", "engine", "models", "data", "peft_methods"},
+    "judging": {"config", "ops", "engine", "models", "data", "peft_methods", "evaluation"},
     "stages": {"config", "ops", "engine", "models", "data", "peft_methods", "evaluation"},
+    "labelling": {"config", "ops", "engine", "models", "data", "peft_methods", "assembly", "judging"},
     "report": {"config", "ops", "engine", "models", "data", "peft_methods", "evaluation", "stages"},
     "assembly": {"config", "ops", "engine", "models", "data", "peft_methods", "evaluation", "stages"} | {"rewards"},
     "run": {"config", "engine", "models", "data", "peft_methods", "stages", "report", "assembly"},
     "prepare": {"config", "engine", "peft_methods", "assembly", "retain"},
     "lint": {"config", "data", "models", "peft_methods", "assembly", "retain"},
-    "worker": {"config", "engine", "run", "retain"},
+    "worker": {"config", "engine", "run", "retain", "labelling"},
     "preview": {"config", "engine", "data", "report", "assembly"},
     "chat": {"config", "engine", "models", "data", "peft_methods", "assembly"},
     "merge": {"config", "engine", "models", "data", "peft_methods", "report", "assembly"},
@@ -45,7 +47,20 @@ ROWS: dict[str, set[str]] = {
 """Part of the package -> the parts that it may import. "" is `tunecli/__init__.py`."""
 
 INSIDE_FUNCTIONS: dict[str, set[str]] = {
-    "cli": {"", "chat", "count", "engine", "launch", "lint", "merge", "preview", "push", "report", "foreign"}
+    "cli": {
+        "",
+        "chat",
+        "count",
+        "engine",
+        "judging",
+        "launch",
+        "lint",
+        "merge",
+        "preview",
+        "push",
+        "report",
+        "foreign",
+    }
     | {"neighbours", "peft_methods", "scoring"}
 }
 """More of them, for imports that run only when a function is called."""

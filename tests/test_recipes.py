@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from tunecli.config.compose import SOURCE_KEYS, compose_run
+from tunecli.config.compose import SOURCE_KEYS, compose_run, load_config
+from tunecli.config.errors import UserError
+from tunecli.config.judge import JUDGE_SCHEMAS
 from tunecli.config.paths import GROUPS, config_root, option_names, recipe_names, recipe_root, summary
 from tunecli.config.peft import PEFT_SCHEMAS, LoraConfig
+from tunecli.config.run import RunConfig, to_yaml
 from tunecli.config.stage import STAGE_SCHEMAS
 from tunecli.config.store import SCHEMAS
 from tunecli.config.yaml_file import YamlFile
 
 RECIPES = recipe_names()
-WORDS = [[f"{group}={option}" for option in option_names(group)] for group in GROUPS]
+IN_SOME = ("judge",)
+"""Groups that most recipes choose nothing of."""
+WORDS = [[f"{group}={option}" for option in option_names(group)] for group in GROUPS if group not in IN_SOME]
 # One option of each group at a time, so that few compositions hold every option once.
 CHOICES = [tuple(words[i % len(words)] for words in WORDS) for i in range(max(map(len, WORDS)))]
 # Groups know nothing of each other: every option in two recipes, every recipe with some options of every group.
@@ -49,6 +55,25 @@ def test_options_fit_into_recipes(recipe: str, choices: tuple[str, ...]):
         assert config_root() / group / f"{option}.yaml" in files
 
 
+ADDED = [f"+{group}={option}" for group in IN_SOME for option in option_names(group)]
+NAMED = {"judge": ["judge.path=mine", "judge.model=mine"]}
+"""What says which model it is, where an option does not."""
+
+
+@pytest.mark.parametrize("word", ADDED)
+def test_options_of_other_groups_can_be_added(word: str):
+    group = word.strip("+").partition("=")[0]
+    for named in NAMED[group]:
+        try:
+            config = compose_run("smoke_sft_lora", [word, named]).config
+        except UserError as error:
+            assert f"there is no key '{named.partition('=')[0]}'" in str(error)
+        else:
+            assert load_config_of(config) == config
+            return
+    pytest.fail(word)
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_a_file_says_what_it_is(path: Path):
     assert len(summary(path)) > 15
@@ -67,10 +92,19 @@ def test_a_body_never_sets_what_identifies_an_option_that_it_selects(recipe: str
     assert not [path for path in body if len(path) > 1 and path[1] in SOURCE_KEYS.get(path[0], ())]
 
 
+def load_config_of(config: RunConfig) -> RunConfig:
+    """Written and read back."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.yaml"
+        path.write_text(to_yaml(config))
+        return load_config(path)
+
+
 def test_every_schema_has_an_option_file():
     assert set(GROUPS) == set(SCHEMAS) == {path.name for path in config_root().iterdir()}
     assert set(PEFT_SCHEMAS) | {"full"} == set(option_names("peft"))
     assert set(STAGE_SCHEMAS) == set(option_names("stage"))
+    assert set(JUDGE_SCHEMAS) <= set(option_names("judge"))
 
 
 @pytest.mark.parametrize("option", option_names("peft"))
@@ -96,5 +130,6 @@ def test_qlora_llama65b_has_the_settings_of_guanaco():
 @pytest.mark.parametrize("recipe", [name for name in RECIPES if name.startswith("smoke_")])
 def test_smoke_recipes_are_short_and_need_no_files(recipe: str):
     config = compose_run(recipe, []).config
-    assert config.train.max_steps is not None and config.train.max_steps <= 10
+    steps = config.train.max_steps
+    assert config.stage.name == "label" or (steps is not None and steps <= 10)
     assert all(path.startswith("builtin:") for path in (config.model.path, config.data.path))

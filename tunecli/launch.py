@@ -29,12 +29,14 @@ from tunecli.config.compose import compose_run, load_config
 from tunecli.config.counted import counted
 from tunecli.config.data_files import exists, is_glob
 from tunecli.config.errors import ConfigError, Problem, UserError
+from tunecli.config.judge import with_paths
 from tunecli.config.launch import Strategy
 from tunecli.config.origins import find_origins
 from tunecli.config.paths import display, point_latest_at
 from tunecli.config.reward import RewardEntry, RewardModelConfig
 from tunecli.config.run import RunConfig, to_yaml, with_head
 from tunecli.config.run_lock import lock_run
+from tunecli.config.stage import LabelConfig
 from tunecli.config.train import Precision
 
 PathOrNone = TypeVar("PathOrNone", str, str | None)
@@ -212,6 +214,7 @@ def _resolve(config: RunConfig, run_dir: Path) -> RunConfig:
             validation=_absolute(config.data.validation),
             chat_template=_absolute(config.data.chat_template),
         ),
+        judge=None if config.judge is None else with_paths(config.judge, _absolute),
         peft={name: replace(entry, init_from=_absolute(entry.init_from)) for name, entry in config.peft.items()},
         reward={name: _with_place(reward) for name, reward in config.reward.items()},
         launch=replace(config.launch, num_processes=num_processes(config)),
@@ -242,12 +245,10 @@ def _plan(config: RunConfig, run_dir: Path, overrides: list[str]) -> Plan:
         return Plan(config, run_dir, [[sys.executable, *worker]], files)
     files["accelerate.yaml"] = ACCELERATE_CONFIG.format(num_processes=config.launch.num_processes)
     accelerate = ["-m", "accelerate.commands.launch", "--config_file", str(run_dir / "accelerate.yaml")]
-    return Plan(
-        config,
-        run_dir,
-        [[sys.executable, "-m", "tunecli.prepare", str(run_dir)], [sys.executable, *accelerate, *worker]],
-        files,
-    )
+    ranks = [sys.executable, *accelerate, *worker]
+    if isinstance(config.stage, LabelConfig):  # there are no tokens to prepare
+        return Plan(config, run_dir, [ranks], files)
+    return Plan(config, run_dir, [[sys.executable, "-m", "tunecli.prepare", str(run_dir)], ranks], files)
 
 
 def _print_plan(plan: Plan) -> None:

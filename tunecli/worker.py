@@ -14,6 +14,8 @@ from typing import NoReturn
 from tunecli.config.begun import discard
 from tunecli.config.errors import TrainingStopped, UserError, print_error
 from tunecli.config.paths import display
+from tunecli.config.run import RunConfig
+from tunecli.config.stage import LabelConfig
 from tunecli.engine.quiet import no_foreign_bars
 
 
@@ -23,6 +25,8 @@ def main(run_dir: Path) -> int:
     config = load_config(run_dir / "config.yaml")
     alone = config.launch.num_processes == 1
     _quieten_libraries()
+    if isinstance(config.stage, LabelConfig):
+        return _label(config, run_dir, alone=alone)
     from tunecli import run
 
     retains = alone and bool(config.evaluation.retain)  # with several ranks the launcher sees to it
@@ -48,6 +52,23 @@ def main(run_dir: Path) -> int:
     except KeyboardInterrupt:  # the second Ctrl-C
         status = _interrupted(run_dir, signal.SIGINT)
     return status if alone else 0
+
+
+def _label(config: RunConfig, run_dir: Path, *, alone: bool) -> int:
+    """Each process by itself: what one has done counts whatever becomes of the others."""
+    from tunecli import labelling
+
+    try:
+        status = labelling.main(config, run_dir)
+    except UserError as error:
+        print_error(error)
+        status = error.exit_status
+        if not (alone and status == UserError.exit_status and discard(run_dir)):
+            record = {"state": "failed", "exit_status": status, "error": str(error).splitlines()[0]}
+            (run_dir / "status.json").write_text(json.dumps(record))
+    except KeyboardInterrupt:
+        status = _interrupted(run_dir, signal.SIGINT)
+    return status if alone else 0  # the launcher reads status.json
 
 
 def _quieten_libraries() -> None:

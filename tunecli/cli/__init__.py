@@ -24,6 +24,8 @@ VERBS = {
     "chat": "talk to a run, an adapter or a model: tune chat RUN_DIR",
     "eval": "score a run or a model on a data set, or compare several: tune eval RUN data.path=FILE",
     "predict": "what a run or a model says of every row of a file: tune predict RUN FILE",
+    "label": "have answers of a model judged, and write a data set: tune label recipe=NAME",
+    "judge": "try a judge on a file of pairs or answers: tune judge FILE judge=NAME",
     "score": "score answers with a reward model: tune score RUN data.path=FILE",
     "report": "write the report of a run as a page, or compare runs: tune report RUN [RUN ...]",
     "diff": "show what differs between two runs: tune diff RUN RUN",

@@ -111,6 +111,8 @@ def derived(config: RunConfig) -> dict[str, str]:
     from tunecli.config.run import micro_batch_tokens, with_head
     from tunecli.launch import num_processes
 
+    if config.stage.name == "label":
+        return _labels(config)
     train, processes = config.train, num_processes(config)
     share = -(-train.global_batch_size // processes)
     batch = f"{counted(train.global_batch_size, 'example')} per step = {counted(processes, 'process', 'processes')}"
@@ -131,6 +133,17 @@ def derived(config: RunConfig) -> dict[str, str]:
         "trains": ", ".join(with_head(config).peft) or "every weight (full fine-tuning)",
         "batch": batch,
         "length": f"{length}, {warmup}",
+    }
+
+
+def _labels(config: RunConfig) -> dict[str, str]:
+    """Of a run that trains nothing."""
+    judge, stage = config.judge, config.stage
+    named = "" if judge is None else getattr(judge, "path", "") or getattr(judge, "model", "")
+    return {
+        "model": config.model.path + _storage(config),
+        "labels": f"{stage.mode.value}, {counted(stage.prompts_together, 'prompt')} together",  # type: ignore[attr-defined]
+        "judge": named or "none: the model criticises itself",
     }
 
 

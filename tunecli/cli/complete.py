@@ -11,6 +11,8 @@ from enum import Enum
 from tunecli.config.paths import GROUPS, NAMED, option_names, recipe_names
 
 COMPOSING = ("run", "show", "preview", "check")
+FROM_OPTIONS = ("recipe", *NAMED, "judge", "stage.name", "judge.backend")
+"""Keys that follow from what is chosen."""
 OVERRIDING = (*COMPOSING, "resume", "eval", "predict")
 
 
@@ -80,6 +82,7 @@ def _values(word: str, choosing: bool) -> list[str]:
 
 def _leaves() -> dict[str, list[str]]:
     """Dotted key -> the values that it can have, where they can be listed. Of every PEFT method and every stage."""
+    from tunecli.config.judge import JUDGE_SCHEMAS
     from tunecli.config.peft import PEFT_SCHEMAS
     from tunecli.config.reward import REWARD_SCHEMAS
     from tunecli.config.run import RunConfig
@@ -88,11 +91,13 @@ def _leaves() -> dict[str, list[str]]:
     leaves = _leaves_of(RunConfig, "")
     for schema in STAGE_SCHEMAS.values():
         leaves |= _leaves_of(schema, "stage.")
+    for judge in JUDGE_SCHEMAS.values():
+        leaves |= _leaves_of(judge, "judge.")
     for name, schema in PEFT_SCHEMAS.items():
         leaves |= _leaves_of(schema, f"peft.{name}.")
     for name, schema in REWARD_SCHEMAS.items():
         leaves |= _leaves_of(schema, f"reward.{name}.")
-    return {key: values for key, values in leaves.items() if key not in ("recipe", *NAMED, "stage.name")}
+    return {key: values for key, values in leaves.items() if key not in FROM_OPTIONS}
 
 
 def _leaves_of(schema: type, prefix: str) -> dict[str, list[str]]:

@@ -13,7 +13,7 @@ from tunecli.config.paths import display
 from tunecli.config.run import RunConfig
 from tunecli.config.run_lock import is_locked
 
-TRAINED = ("metrics.jsonl", "checkpoints", "adapter", "model")
+TRAINED = ("metrics.jsonl", "checkpoints", "adapter", "model", "units.sqlite")
 """What only a run that has begun to train leaves behind."""
 NEW = "TUNECLI_NEW_RUN"
 """Environment variable: the directory of the run that starts, if it was made for it, and its errors are shown."""

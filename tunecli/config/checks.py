@@ -17,6 +17,7 @@ from tunecli.config.data_checks import data_problems
 from tunecli.config.data_files import is_local
 from tunecli.config.errors import Problem
 from tunecli.config.idle import idle_problems
+from tunecli.config.label_checks import label_problems
 from tunecli.config.language_checks import language_problems
 from tunecli.config.launch import Strategy
 from tunecli.config.model_path import is_folder_name
@@ -28,6 +29,7 @@ from tunecli.config.preference_checks import preference_problems
 from tunecli.config.reward_checks import reward_problems
 from tunecli.config.run import RunConfig
 from tunecli.config.stage import (
+    LabelConfig,
     PPOConfig,
     PreferenceConfig,
     ProblemType,
@@ -108,6 +110,7 @@ def find_problems(config: RunConfig, *, new_run: bool = False) -> list[Problem]:
         *reward_problems(config),
         *language_problems(config),
         *preference_problems(config),
+        *label_problems(config),
         *([*missing_starts(config), *_output_dir(config)] if new_run else []),
     ]
 
@@ -278,7 +281,8 @@ def _model_path(config: RunConfig) -> Iterator[Problem]:
     named = is_local(path) or (not path.startswith("builtin:") and is_folder_name(path))
     if named and not Path(path).expanduser().exists():
         yield Problem("model.path", f"{config.model.path} does not exist", fix)
-    yield from _adapters_as_model(config.model.path)
+    if not isinstance(config.stage, LabelConfig):  # it asks a model, adapters and all
+        yield from _adapters_as_model(config.model.path)
 
 
 def _adapters_as_model(path: str) -> Iterator[Problem]:

@@ -18,6 +18,7 @@ from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 
 from tunecli.config.composer import Composer, Layer, Selection
 from tunecli.config.errors import ConfigError, Problem
+from tunecli.config.judge import JUDGE_SCHEMAS, with_shipped
 from tunecli.config.nearest import did_you_mean
 from tunecli.config.overrides import check_values, sort_overrides, with_values
 from tunecli.config.paths import NAMED, find_recipe, shipped_asset
@@ -41,6 +42,7 @@ from tunecli.config.yaml_file import KeyPath, YamlFile
 SOURCE_KEYS = {
     "model": {"path", "revision"},
     "data": {"path", "mix", "format", "columns", "split", "subset", "revision", "validation"},
+    "judge": {"path", "revision", "model", "base_url", "api_key_env"},
 }
 """What says *which* model or data set it is. In a recipe's body such a value never outlives its option."""
 
@@ -214,7 +216,19 @@ def _schema_of(file: YamlFile) -> tuple[DictConfig, list[Problem]]:
         schema.stage = STAGE_SCHEMAS[stage]
     else:
         problems.append(_no_such("stage.name", stage, STAGE_SCHEMAS, file))
+    problems += _choose_judge(schema, file)
     return schema, problems
+
+
+def _choose_judge(schema: DictConfig, file: YamlFile) -> list[Problem]:
+    """Where the configuration has a judge."""
+    if not any(path[0] == "judge" and len(path) > 1 for path in file.body()):
+        return []
+    backend = file.value(("judge", "backend")) if ("judge", "backend") in file.body() else None
+    if backend not in JUDGE_SCHEMAS:
+        return [_no_such("judge.backend", backend, JUDGE_SCHEMAS, file)]
+    schema.judge = JUDGE_SCHEMAS[backend]
+    return []
 
 
 def _no_such(key: str, value: Any, names: Iterable[str], file: YamlFile) -> Problem:
@@ -226,6 +240,8 @@ def _typed(config: DictConfig | ListConfig) -> RunConfig:
     result = OmegaConf.to_object(config)
     assert isinstance(result, RunConfig)
     result.model.path = shipped_asset(result.model.path)
+    if result.judge is not None:
+        result.judge = with_shipped(result.judge)
     data = result.data
     data.path = shipped_asset(data.path) if data.path is not None else None
     data.validation = shipped_asset(data.validation) if data.validation is not None else None

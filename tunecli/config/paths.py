@@ -8,7 +8,7 @@ from pathlib import Path
 from tunecli.config.errors import UserError
 from tunecli.config.nearest import did_you_mean
 
-GROUPS = ("model", "data", "peft", "stage", "reward", "launch")
+GROUPS = ("model", "data", "peft", "stage", "reward", "judge", "launch")
 NAMED = {"peft": "method", "reward": "kind"}
 """Groups that are an ordered mapping of names to options -> the field that says which option an entry is."""
 
@@ -78,6 +78,26 @@ def point_latest_at(run_dir: Path, recipe: str) -> None:
     beside.unlink(missing_ok=True)
     beside.symlink_to(run_dir.name)
     beside.rename(run_dir.parent / "latest")
+
+
+def judging_file(kind: str, name: str) -> Path:
+    """A YAML file for judges: a path (it holds a slash or ends in .yaml), or a shipped one by its name.
+
+    Args:
+        kind: templates or constitutions.
+    """
+    if "/" in name or name.endswith((".yaml", ".yml")):
+        return Path(name).expanduser()
+    return _judging(kind) / f"{name}.yaml"
+
+
+def judging_names(kind: str) -> list[str]:
+    """Of the shipped ones."""
+    return sorted(path.stem for path in _judging(kind).glob("*.yaml"))
+
+
+def _judging(kind: str) -> Path:
+    return Path(__file__).resolve().parents[1] / "judging" / kind
 
 
 def _shipped(name: str) -> Path:

@@ -8,6 +8,7 @@ from omegaconf import MISSING, OmegaConf
 
 from tunecli.config.data import DataConfig
 from tunecli.config.evaluation import EvaluationConfig
+from tunecli.config.judge import JudgeConfig
 from tunecli.config.launch import LaunchConfig
 from tunecli.config.model import ModelConfig
 from tunecli.config.peft import HEAD, FreezeConfig, PeftConfig
@@ -27,6 +28,8 @@ class RunConfig:
     reward: dict[str, RewardEntry] = field(default_factory=dict)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    judge: JudgeConfig | None = None
+    """Who says which answers are better; empty where nothing is judged."""
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     seed: int = 0
     output_dir: str | None = None

@@ -32,6 +32,12 @@ GIVEN = {
         "it is not said which model",
         "model.path=FOLDER, or OWNER/NAME on the Hub",
     ),
+    "judge.path": (
+        "judge.path",
+        "it is not said which model judges",
+        "judge.path=RUN, a folder, or OWNER/NAME on the Hub",
+    ),
+    "judge.model": ("judge.model", "it is not said which model judges", "judge.model=NAME, as the server calls it"),
     "stage.name": ("stage", "none is chosen", "+stage=sft, or `- stage: sft` in the defaults list"),
 }
 """Keys that every run needs: the problem where they have no value, wherever that is to be given."""
@@ -74,6 +80,8 @@ def unknown_key(path: KeyPath, config: DictConfig, where: str) -> Problem:
         return Problem(where, f"{name!r} is a dotted key", "in a file nest the keys; dots are for the command line")
     if path[0] in NAMED and len(path) > 1 and (problem := _no_entry(path, config, where)):
         return problem
+    if path[0] == "judge" and len(path) > 1 and config.judge is None:
+        return Problem(where, f"{name}: there is no judge", "+judge=local, say; `tune ls judge` lists them")
     return Problem(
         where,
         f"there is no key {name!r}",
@@ -103,7 +111,8 @@ def chosen_by_group(path: KeyPath, where: str) -> Problem | None:
     """The problem with setting a key that follows from the choice of the recipe or of an option."""
     if path == ("recipe",):
         return Problem(where, "`recipe` is not set by hand", "leave it out; it is the name of the recipe's file")
-    if path == ("stage", "name") or (path[0] in NAMED and path[2:] == (NAMED[path[0]],)):
+    of_option = path in (("stage", "name"), ("judge", "backend"))
+    if of_option or (path[0] in NAMED and path[2:] == (NAMED[path[0]],)):
         fix = f"choose the option instead: {path[0]}=NAME; `tune ls {path[0]}` lists them"
         return Problem(where, f"{'.'.join(path)} only records which option was chosen", fix)
     return None

@@ -381,6 +381,46 @@ class PreferenceConfig(StageConfig):
         return self.loss not in (PreferenceLoss.orpo, PreferenceLoss.simpo)
 
 
+class Labelling(Enum):
+    """What is written. `preference`: pairs of answers, the better one first. `given_pairs`: the same of pairs that
+    are there already. `best_of_n`: the best of several answers. `revise`: an answer that the model has criticised and
+    rewritten by principles of a constitution."""
+
+    preference = "preference"
+    given_pairs = "given_pairs"
+    best_of_n = "best_of_n"
+    revise = "revise"
+
+
+@dataclass(kw_only=True, slots=True)
+class LabelConfig(StageConfig):
+    """Answers of a model, judged: a data set to train on. Nothing is trained."""
+
+    name: str = "label"
+    mode: Labelling = Labelling.preference
+    num_samples: int = 2
+    """Answers to each prompt that are drawn."""
+    num_pairs: int | None = None
+    """With `mode: preference`: pairs of them that are compared, drawn by the seed; empty: all."""
+    temperature: float = 1.0
+    """Of the answers."""
+    max_new_tokens: int = 128
+    """Longest answer; with `mode: revise` longest critique too."""
+    drop_ties: bool = False
+    """Leave out pairs that the judge calls a tie (`judge.tie_margin`)."""
+    num_revisions: int = 1
+    """With `mode: revise`: how often the answer is criticised and rewritten, each time by another principle."""
+    constitution: str | None = None
+    """With `mode: revise`: the name of a shipped constitution, or a YAML file; empty: helpful_harmless."""
+    prompts_together: int = 16
+    """Prompts (or pairs) that are worked on together, and lost together by a kill. The answers that are drawn depend
+    on it."""
+
+    @property
+    def reads(self) -> Task | Rows:
+        return Rows.pairs if self.mode is Labelling.given_pairs else Rows.prompts
+
+
 @dataclass(kw_only=True, slots=True)
 class RewardConfig(HeadConfig):
     """A reward model: a score for a whole answer, learnt from pairs of a better and a worse one, or from scores."""
@@ -428,5 +468,6 @@ STAGE_SCHEMAS: dict[str, type[StageConfig]] = {
     "verbalize": VerbalizeConfig,
     "preference": PreferenceConfig,
     "ppo": PPOConfig,
+    "label": LabelConfig,
     "reward": RewardConfig,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hydra.core.config_store import ConfigStore
 
 from tunecli.config.data import DataConfig
+from tunecli.config.judge import JUDGE_SCHEMAS
 from tunecli.config.launch import LaunchConfig
 from tunecli.config.model import ModelConfig
 from tunecli.config.peft import PEFT_SCHEMAS
@@ -18,6 +19,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
     "peft": dict(PEFT_SCHEMAS),
     "stage": dict(STAGE_SCHEMAS),
     "reward": dict(REWARD_SCHEMAS),
+    "judge": dict(JUDGE_SCHEMAS),
     "launch": {"launch": LaunchConfig},
 }
 
