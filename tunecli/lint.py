@@ -10,6 +10,7 @@ from dataclasses import replace
 from tunecli import retain
 from tunecli.assembly.data import Data, encoding_of, prepare_data
 from tunecli.assembly.positions import within_positions
+from tunecli.assembly.ppo import check_ppo
 from tunecli.config.counted import counted
 from tunecli.config.data import OnBadRow, first_rows, validation_share
 from tunecli.config.errors import ConfigError, Problem, UserError
@@ -52,11 +53,13 @@ def lint(config: RunConfig, given: Mapping[str, str] | None = None) -> tuple[lis
 
     Raises:
         ConfigError: what adapters are to start from cannot be had or does not fit; bad rows that leave too few.
+        UserError: as `check_ppo`.
     """
     config, notes = within_positions(config)
     unfit = [*fit_problems(config, given), *_cannot_be_retained(config)]
     data = _prepared(config)
     assert data.train is not None
+    check_ppo(config, data)
     sides = {"training": data.train} | ({"validation": data.validation} if data.validation else {})
     # With a share held out both sides are read from the same rows.
     read = sides if validation_share(config.data) is None else {"training": data.train}

@@ -42,7 +42,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,7 @@ import torch
 from torch import Tensor, nn
 
 from tunecli.config.stage import Advantage, KLController, KLPlace, PPOConfig, ScoreScaling
+from tunecli.data.stop_tokens import stop_token_ids
 from tunecli.data.text_encoder import TextEncoder
 from tunecli.engine.batch import Batch
 from tunecli.engine.distributed import sum_over_ranks
@@ -290,12 +291,11 @@ class PPO:
             sums = sum_over_ranks(self.setting.accelerator, sums)
             self.stopped = sums["moved"] > self.config.early_stop_kl * sums["tokens"]
 
-    def _roller(self, model: nn.Module) -> Roller:
+    def _roller(self, model: nn.Module, *, values: bool = True) -> Roller:
         setting, config = self.setting, self.config
         assert setting.reference is not None and setting.scorer is not None
         tokenizer = setting.evaluator.tokenizer
         lm = setting.accelerator.unwrap_model(model).lm
-        more = tokenizer.convert_tokens_to_ids(config.stop_tokens) if config.stop_tokens else []
         return Roller(
             tokenizer=tokenizer,
             accelerator=setting.accelerator,
@@ -306,11 +306,11 @@ class PPO:
                 temperature=config.temperature,
                 top_k=config.top_k,
                 top_p=config.top_p,
-                stop_ids=(*stop_ids(lm, tokenizer.eos_token_id), *more),
+                stop_ids=(*stop_ids(lm, tokenizer.eos_token_id), *stop_token_ids(config.stop_tokens, tokenizer)),
             ),
             reference=setting.reference,
             scorer=setting.scorer,
-            detail=self._detail,
+            detail=replace(self._detail, values=values),
         )
 
     # Evaluation.
@@ -319,7 +319,7 @@ class PPO:
         setting = self.setting
         if setting.validation is None:
             return Evaluation()
-        number, roller = len(setting.validation), self._roller(model)
+        number, roller = len(setting.validation), self._roller(model, values=False)
         size = TOGETHER * setting.accelerator.num_processes
         facts: dict[str, float] = {}
         samples: list[dict[str, str]] = []
