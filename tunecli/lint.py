@@ -53,13 +53,12 @@ def lint(config: RunConfig, given: Mapping[str, str] | None = None) -> tuple[lis
 
     Raises:
         ConfigError: what adapters are to start from cannot be had or does not fit; bad rows that leave too few.
-        UserError: as `check_ppo`.
     """
     config, notes = within_positions(config)
     unfit = [*fit_problems(config, given), *_cannot_be_retained(config)]
     data = _prepared(config)
     assert data.train is not None
-    check_ppo(config, data)
+    unfit += _cannot_be_rewarded(config, data)
     sides = {"training": data.train} | ({"validation": data.validation} if data.validation else {})
     # With a share held out both sides are read from the same rows.
     read = sides if validation_share(config.data) is None else {"training": data.train}
@@ -92,6 +91,13 @@ def _cannot_be_retained(config: RunConfig) -> Iterator[Problem]:
         retain.check(config)
     except ConfigError as error:
         yield from error.problems
+
+
+def _cannot_be_rewarded(config: RunConfig, data: Data) -> Iterator[Problem]:
+    try:
+        check_ppo(config, data)
+    except UserError as error:
+        yield Problem(error.where, error.what, error.fix)
 
 
 def _readable(config: RunConfig) -> RunConfig:

@@ -109,21 +109,26 @@ def _read_prompts_once(policy: Wrapped, display: Display) -> None:
 
 
 def head_factors(policy: Wrapped, config: RunConfig) -> dict[str, float]:
-    """Parameter of the head, or of the value model -> what its learning rate is multiplied by."""
+    """Parameter of the head, or of the value model -> what its learning rate is multiplied by. Where that is 1 too: a
+    value model may have adapters of the same names as the policy, whose factors are none of its own."""
     rate = getattr(config.stage, "head_learning_rate", None)
     factor = 1.0 if rate is None else rate / config.train.learning_rate
-    heads = ["value_head", "value_model"]
-    if config.stage.task.has_labels:
-        heads = [f"lm.{name}" for name in task_heads(policy.lm)]
-    return {name: factor for name, _ in policy.named_parameters() if is_under(name, heads)}
+    return {name: factor for name, _ in policy.named_parameters() if is_under(name, _heads(policy, config))}
 
 
 def pull_hooks(config: RunConfig, policy: Wrapped, optimizer: torch.optim.Optimizer) -> list[StepHook]:
     if not config.train.pull_to_start:
         return []
-    heads = task_heads(policy.lm) if config.stage.task.has_labels else []
-    spared = {parameter for name, parameter in policy.lm.named_parameters() if is_under(name, heads)}
+    heads = _heads(policy, config)
+    spared = {parameter for name, parameter in policy.named_parameters() if is_under(name, heads)}
     return [PullToStart(optimizer, config.train.pull_to_start, spared)]
+
+
+def _heads(policy: Wrapped, config: RunConfig) -> list[str]:
+    """What is trained beside the model itself."""
+    if config.stage.task.has_labels:
+        return [f"lm.{name}" for name in task_heads(policy.lm)]
+    return ["value_head", "value_model"]
 
 
 def _head(config: RunConfig, data: Data) -> Head | None:

@@ -45,7 +45,7 @@ def check_ppo(config: RunConfig, data: Data) -> None:
         source = _source(config, stage)
         _check_kind(config, source)
         _check_vocabulary(source, data.tokenizer)
-        _check_positions(config, stage, source)
+        _check_positions(data, stage, source)
 
 
 def build_value_model(
@@ -145,9 +145,13 @@ def _check_vocabulary(source: Source, tokenizer: PreTrainedTokenizerBase) -> Non
         )
 
 
-def _check_positions(config: RunConfig, stage: PPOConfig, source: Source) -> None:
-    """Raises UserError: it cannot read the longest prompt with the longest answer."""
-    most, needed = num_positions(source.base), config.data.max_length + stage.max_new_tokens
-    if stage.value_path is not None and most is not None and most < needed:
-        what = f"{source.path} has {most} positions, and prompts with answers are up to {needed} tokens"
+def _check_positions(data: Data, stage: PPOConfig, source: Source) -> None:
+    """Raises UserError: it cannot read the longest prompt with the longest answer. How long prompts that stream are,
+    nobody knows yet."""
+    most = num_positions(source.base)
+    known = [side for side in (data.train, data.validation) if side is not None and len(side)]
+    longest = max((int(max(side.lengths)) for side in known), default=0)
+    if most is not None and most < longest + stage.max_new_tokens:
+        what = f"{source.path} has {most} positions, and prompts with answers are up to "
+        what += f"{longest + stage.max_new_tokens} tokens long"
         raise UserError(what, where=WHERE, fix=f"data.max_length={max(most - stage.max_new_tokens, 1)}")

@@ -17,12 +17,15 @@ Followed:
 - Scores may be whitened or normalised over the run, clipped, and lowered where no end-of-text token came. What comes
   after a stop token never exists here: nothing is cut off behind one.
 - The score is read at the last token of the answer by the reward model's own tokenizer and template.
+- With `value: model` the value function is a model of its own that starts as the reward model or another decoder
+  (Stiennon et al., Ouyang et al.), with a head for one number; a head that is new says 0 of everything at first.
 - Answers are shuffled anew in each epoch; the learning rate falls linearly or as `train.lr_scheduler` says; AdamW's
   epsilon is `train.adam_epsilon` (the paper's is 1e-5).
 
 Not followed:
-- The value function is a linear head on the policy's own last states, in fp32 and 0 at first, instead of a second
-  model that starts as the reward model (Stiennon et al.); so it shares the policy's layers, as in Ziegler et al.
+- By default the value function is a linear head on the policy's own last states, in fp32 and 0 at first; so it shares
+  the policy's layers, as in Ziegler et al. Of a value model that starts from a run with adapters these and the head
+  are trained, not all of it. It reads the tokens that the policy reads, prompt template included.
 - Rewards are not whitened (scores are); scores have no bias from the references' answers taken off them (`whiten`
   does as much).
 - No rejection of answers without an end: they are penalised. No loss on pretraining data (PPO-ptx of Ouyang et al.).
