@@ -47,6 +47,14 @@ def causal_lm(name: str = "llama", *, seed: int = 0) -> T.PreTrainedModel:
     return T.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
+def scoring_lm(name: str = "llama", *, seed: int = 1) -> T.PreTrainedModel:
+    """A classifier with one logit."""
+    torch.manual_seed(seed)
+    config = (CONFIGS | PADDED_CONFIGS)[name]()
+    config.initializer_range, config.num_labels = 0.1, 1
+    return T.AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+
+
 class RandomExamples:
     """Sequences of random tokens whose second half is trained, or the target of the first."""
 

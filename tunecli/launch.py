@@ -36,7 +36,7 @@ from tunecli.config.paths import display, point_latest_at
 from tunecli.config.reward import RewardEntry, RewardModelConfig
 from tunecli.config.run import RunConfig, to_yaml, with_head
 from tunecli.config.run_lock import lock_run
-from tunecli.config.stage import LabelConfig
+from tunecli.config.stage import LabelConfig, PPOConfig, StageConfig
 from tunecli.config.train import Precision
 
 PathOrNone = TypeVar("PathOrNone", str, str | None)
@@ -216,6 +216,7 @@ def _resolve(config: RunConfig, run_dir: Path) -> RunConfig:
         ),
         judge=None if config.judge is None else with_paths(config.judge, _absolute),
         peft={name: replace(entry, init_from=_absolute(entry.init_from)) for name, entry in config.peft.items()},
+        stage=_with_place_of_values(config.stage),
         reward={name: _with_place(reward) for name, reward in config.reward.items()},
         launch=replace(config.launch, num_processes=num_processes(config)),
         output_dir=str(run_dir),
@@ -224,9 +225,19 @@ def _resolve(config: RunConfig, run_dir: Path) -> RunConfig:
 
 def _with_place(reward: RewardEntry) -> RewardEntry:
     """What a link such as `latest` leads to now is the reward model, also when the run is resumed."""
-    if not isinstance(reward, RewardModelConfig) or not Path(reward.path).expanduser().exists():
-        return reward
-    return replace(reward, path=str(Path(reward.path).expanduser().resolve()))
+    return replace(reward, path=_followed(reward.path)) if isinstance(reward, RewardModelConfig) else reward
+
+
+def _with_place_of_values(stage: StageConfig) -> StageConfig:
+    """The same for what a value model starts from."""
+    if not isinstance(stage, PPOConfig) or stage.value_path is None:
+        return stage
+    return replace(stage, value_path=_followed(stage.value_path))
+
+
+def _followed(path: str) -> str:
+    place = Path(path).expanduser()
+    return str(place.resolve()) if place.exists() else path
 
 
 def _absolute(path: PathOrNone) -> PathOrNone:

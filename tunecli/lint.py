@@ -10,6 +10,7 @@ from dataclasses import replace
 from tunecli import retain
 from tunecli.assembly.data import Data, encoding_of, prepare_data
 from tunecli.assembly.positions import within_positions
+from tunecli.assembly.ppo import check_ppo
 from tunecli.config.counted import counted
 from tunecli.config.data import OnBadRow, first_rows, validation_share
 from tunecli.config.errors import ConfigError, Problem, UserError
@@ -57,6 +58,7 @@ def lint(config: RunConfig, given: Mapping[str, str] | None = None) -> tuple[lis
     unfit = [*fit_problems(config, given), *_cannot_be_retained(config)]
     data = _prepared(config)
     assert data.train is not None
+    unfit += _cannot_be_rewarded(config, data)
     sides = {"training": data.train} | ({"validation": data.validation} if data.validation else {})
     # With a share held out both sides are read from the same rows.
     read = sides if validation_share(config.data) is None else {"training": data.train}
@@ -89,6 +91,13 @@ def _cannot_be_retained(config: RunConfig) -> Iterator[Problem]:
         retain.check(config)
     except ConfigError as error:
         yield from error.problems
+
+
+def _cannot_be_rewarded(config: RunConfig, data: Data) -> Iterator[Problem]:
+    try:
+        check_ppo(config, data)
+    except UserError as error:
+        yield Problem(error.where, error.what, error.fix)
 
 
 def _readable(config: RunConfig) -> RunConfig:

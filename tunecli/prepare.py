@@ -16,7 +16,7 @@ def main(run_dir: Path) -> int:
     try:
         from tunecli.assembly.data import prepare_data
         from tunecli.assembly.positions import within_positions
-        from tunecli.assembly.rewards import check_rewards
+        from tunecli.assembly.ppo import check_ppo
         from tunecli.config.compose import load_config
         from tunecli.peft_methods.rehearsal import misfits
         from tunecli.peft_methods.starting import put_starts_in_place, start_folders
@@ -25,7 +25,7 @@ def main(run_dir: Path) -> int:
         config = put_starts_in_place(config, run_dir)
         if problems := misfits(config, start_folders(config, run_dir)):
             raise ConfigError(problems)
-        check_rewards(config, prepare_data(config, show_progress=True))
+        check_ppo(config, prepare_data(config, show_progress=True))
         if config.evaluation.retain:
             from tunecli.retain import check
 

@@ -18,7 +18,7 @@ from tunecli.assembly import reloaded
 from tunecli.assembly.data import Data, build_feed, prepare_data
 from tunecli.assembly.model import build_policy, head_factors, pull_hooks
 from tunecli.assembly.positions import within_positions
-from tunecli.assembly.rewards import check_rewards
+from tunecli.assembly.ppo import check_ppo
 from tunecli.assembly.stage import build_setting, build_stage, first_batches
 from tunecli.config.counted import counted
 from tunecli.config.data import validation_share
@@ -92,7 +92,7 @@ def main(config: RunConfig, run_dir: Path) -> int:
         raise ConfigError(problems)
 
     data = prepare_data(config, show_progress=display.enabled)
-    check_rewards(config, data)
+    check_ppo(config, data)
     num_examples = _examples_to_train(config, data)
     num_steps = math.ceil(num_examples / config.train.global_batch_size)
     if problems := list(schedule_problems(config.peft, num_steps)):

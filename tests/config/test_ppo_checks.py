@@ -60,6 +60,22 @@ def test_what_does_nothing_is_refused() -> None:
     assert set(problems(*words)) == {"stage.lam", "stage.vf_coef"}
 
 
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (["stage.value_path=builtin:tiny_llama"], "stage.value_path"),
+        (["stage.value=model", "stage.value_path=./nowhere"], "stage.value_path"),
+        (["stage.value=model", "model.quantization=nf4"], "stage.value_path"),
+        (["stage.value=model", "stage.advantage=rloo", "stage.num_samples=2"], "stage.value"),
+        (["stage.value=model", "stage.language_model=seq2seq_lm", "model=tiny_t5"], "stage.value"),
+        (["stage.value=model", "peft=prompt_tuning"], "stage.value"),
+    ],
+)
+def test_value_models_that_cannot_be_or_do_nothing(words: list[str], key: str) -> None:
+    assert set(problems(*words)) == {key}
+    assert problems("stage.value=model") == {}
+
+
 def test_a_stage_that_asks_for_no_reward_refuses_one() -> None:
     assert "reward" in problems("+reward=rules", recipe="smoke_sft_lora")
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from architectures import model_of
-from tiny import VOCABULARY, batching, causal_lm
+from tiny import VOCABULARY, batching, causal_lm, scoring_lm
 
 from tunecli.config.evaluation import EvaluationConfig
 from tunecli.config.model import Attention
@@ -37,7 +37,7 @@ from tunecli.engine.signals import StopSignal
 from tunecli.evaluation.evaluator import Evaluator
 from tunecli.models.builtin import byte_tokenizer
 from tunecli.models.policy import add_value_head
-from tunecli.models.self_test import choose_policy
+from tunecli.models.self_test import choose_policy, choose_value_model
 from tunecli.models.seq2seq_policy import shifted
 from tunecli.peft_methods.composition import inject
 from tunecli.peft_methods.reference import reference_of
@@ -47,7 +47,8 @@ from tunecli.stages.setting import Setting
 
 SGD = TrainConfig(optimizer=Optimizer.sgd, lr_scheduler=Scheduler.constant, learning_rate=0.05, max_grad_norm=0)
 SMALL = {"rollout_batch_size": 8, "num_ppo_epochs": 2, "max_new_tokens": 6}
-PEFT: dict[str, dict[str, PeftConfig]] = {"full": {}, "lora": {"lora": LoraConfig(r=4)}, "t5": {}}
+LORA = {"lora": LoraConfig(r=4)}
+PEFT: dict[str, dict[str, PeftConfig]] = {"full": {}, "lora": LORA, "t5": {}, "lora and value model": LORA}
 
 
 class Prompts:
@@ -136,7 +137,7 @@ def ready(
 ) -> Ready:
     """
     Args:
-        peft: entry of `PEFT`, or methods.
+        peft: entry of `PEFT`, which may say more of the model, or methods.
         changes: of the stage's configuration.
     """
     torch.use_deterministic_algorithms(True)
@@ -150,7 +151,9 @@ def ready(
     stage = PPOConfig(**(SMALL | changes))
     if pairs:
         stage.language_model = PolicyModel.seq2seq_lm
-    if stage.advantage is Advantage.gae:
+    if peft == "lora and value model":
+        policy.value_model = choose_value_model(scoring_lm(), attention)
+    elif stage.advantage is Advantage.gae:
         add_value_head(policy)
     prompts = prompts or Prompts([5, 3, 8, 4, 6, 2, 7, 5, 3, 4, 6])
     held_out = Prompts([4, 6, 3], seed=1) if validation else None

@@ -113,6 +113,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "full": {"peft": "full", "kl_in": KLPlace.loss, "kl_estimator": KLEstimator.k3},
     "grpo": {"peft": "lora", "advantage": Advantage.grpo, "num_samples": 4, "score_scaling": ScoreScaling.running},
     "t5": {"peft": "t5"},
+    "value model": {"peft": "lora and value model"},
 }
 
 
@@ -132,9 +133,27 @@ def test_training_moves_what_is_trained_and_the_value_head(tmp_path: Path) -> No
     assert after["value_head.weight"].any()
 
 
+def test_a_value_model_learns_and_the_reference_has_nothing_to_do_with_it(tmp_path: Path) -> None:
+    made = ready(tmp_path, peft="lora and value model")
+    assert made.policy.value_head is None
+    before = {name: p.detach().clone() for name, p in made.policy.named_parameters()}
+    after = made.train()
+    assert set(after) == {name for name in before if "lora" in name or name.startswith("value_model.")}
+    moved = {name for name in after if not torch.equal(after[name], before[name])}
+    # Only rows of the embedding that came up move, so all that is trained does.
+    assert {name for name in after if name.startswith("value_model.")} <= moved
+    batch = made.stage._roller(made.model).batches(made.stage.episodes, range(8))[0]
+    values = made.policy(batch, Detail()).values
+    assert_close(values, made.policy.value_model(batch))
+    with made.stage.setting.reference.on():
+        assert torch.equal(made.policy(batch, Detail()).values, values)
+        assert made.policy(batch, Detail(values=False)).values is None
+    assert "val/explained_var" in made.stage.facts
+
+
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    cases = ["gae:lora", "rloo:full", "gae:t5"]
+    cases = ["gae:lora", "rloo:full", "gae:t5", "gae:lora and value model"]
     config = tmp_path / "accelerate.yaml"
     config.write_text(ACCELERATE_CONFIG.format(num_processes=2))
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
@@ -160,11 +179,14 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("saved", [1, 3, 4, 5])
-@pytest.mark.parametrize("advantage", [Advantage.gae, Advantage.rloo])
-def test_resumed_is_never_interrupted(tmp_path: Path, saved: int, advantage: Advantage) -> None:
+@pytest.mark.parametrize(
+    ("advantage", "peft"),
+    [(Advantage.gae, "lora"), (Advantage.rloo, "lora"), (Advantage.gae, "lora and value model")],
+)
+def test_resumed_is_never_interrupted(tmp_path: Path, saved: int, advantage: Advantage, peft: str) -> None:
     """Within a rollout of four steps, and between two."""
     options = {
-        "peft": "lora",
+        "peft": peft,
         "advantage": advantage,
         "num_samples": 2,
         "score_scaling": ScoreScaling.running,

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from tunecli.assembly.data import Data
+from tunecli.assembly.ppo import build_value_model, described
+from tunecli.config.model import Attention
 from tunecli.config.peft import without_head
 from tunecli.config.run import RunConfig
-from tunecli.config.stage import Advantage, PPOConfig, ProblemType, Rows
+from tunecli.config.stage import Advantage, PPOConfig, ProblemType, Rows, ValueFunction
 from tunecli.config.train import Precision
 from tunecli.engine.batch import Batch
 from tunecli.engine.console import Display
@@ -59,7 +62,16 @@ def build_policy(
     lm = load_model(config.model, dtype=stored, device=device, task=task, head=_head(config, data))
     if task.has_labels:
         lm.config.pad_token_id = data.tokenizer.pad_token_id
+    stock = lm.config._attn_implementation
     verdict = choose_policy(lm, config.model.attention, task)
+    values = None
+    if isinstance(config.stage, PPOConfig) and config.stage.value is ValueFunction.model:
+        attention = config.model.attention if verdict.policy.packed else Attention.padded
+        values = build_value_model(config, attention=attention, precision=precision, device=device)
+        if verdict.policy.packed and not values.packed:  # they read the same batches
+            lm.set_attn_implementation(stock)
+            verdict = choose_policy(lm, Attention.padded, task)
+            verdict = replace(verdict, note="batches are padded by length: the value model cannot read packed ones")
     if verdict.note:
         display.note(verdict.note, style="yellow")
     if config.stage.reads in COMPARED:
@@ -72,7 +84,11 @@ def build_policy(
         batches=partial(batches, verdict.policy),
         starts=starts,
     )
-    if isinstance(config.stage, PPOConfig) and config.stage.advantage is Advantage.gae:
+    if values is not None:
+        assert isinstance(verdict.policy, Policy)
+        verdict.policy.value_model = values
+        display.note(described(config, values))
+    elif isinstance(config.stage, PPOConfig) and config.stage.advantage is Advantage.gae:
         add_value_head(verdict.policy)
     if config.data.adapter_column is not None:
         route_rows(lm, [adapter_name(name) for name in without_head(config.peft)])
@@ -93,20 +109,26 @@ def _read_prompts_once(policy: Wrapped, display: Display) -> None:
 
 
 def head_factors(policy: Wrapped, config: RunConfig) -> dict[str, float]:
-    """Parameter of the head -> what its learning rate is multiplied by."""
+    """Parameter of the head, or of the value model -> what its learning rate is multiplied by. Where that is 1 too: a
+    value model may have adapters of the same names as the policy, whose factors are none of its own."""
     rate = getattr(config.stage, "head_learning_rate", None)
-    if rate is None:
-        return {}
-    heads = [f"lm.{name}" for name in task_heads(policy.lm)] if config.stage.task.has_labels else ["value_head"]
-    return {name: rate / config.train.learning_rate for name, _ in policy.named_parameters() if is_under(name, heads)}
+    factor = 1.0 if rate is None else rate / config.train.learning_rate
+    return {name: factor for name, _ in policy.named_parameters() if is_under(name, _heads(policy, config))}
 
 
 def pull_hooks(config: RunConfig, policy: Wrapped, optimizer: torch.optim.Optimizer) -> list[StepHook]:
     if not config.train.pull_to_start:
         return []
-    heads = task_heads(policy.lm) if config.stage.task.has_labels else []
-    spared = {parameter for name, parameter in policy.lm.named_parameters() if is_under(name, heads)}
+    heads = _heads(policy, config)
+    spared = {parameter for name, parameter in policy.named_parameters() if is_under(name, heads)}
     return [PullToStart(optimizer, config.train.pull_to_start, spared)]
+
+
+def _heads(policy: Wrapped, config: RunConfig) -> list[str]:
+    """What is trained beside the model itself."""
+    if config.stage.task.has_labels:
+        return [f"lm.{name}" for name in task_heads(policy.lm)]
+    return ["value_head", "value_model"]
 
 
 def _head(config: RunConfig, data: Data) -> Head | None:

@@ -60,12 +60,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _on_the_hub(config: RunConfig) -> list[str]:
-    """Model and data that are not on this disk."""
+    """Models and data that are not on this disk."""
     from tunecli.config.data import training_sources, validation_source
     from tunecli.config.data_files import is_local
+    from tunecli.config.reward import RewardModelConfig
+    from tunecli.config.stage import PPOConfig
 
     sources = [*training_sources(config.data), validation_source(config.data)]
     paths = [config.model.path, *(source.path for source in sources if source is not None)]
+    paths += [reward.path for reward in config.reward.values() if isinstance(reward, RewardModelConfig)]
+    if isinstance(config.stage, PPOConfig) and config.stage.value_path is not None:
+        paths.append(config.stage.value_path)
     return [path for path in dict.fromkeys(paths) if not path.startswith("builtin:") and not is_local(path)]
 
 

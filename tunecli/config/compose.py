@@ -35,7 +35,7 @@ from tunecli.config.schema_check import (
     readable_errors,
     unknown_key,
 )
-from tunecli.config.stage import STAGE_SCHEMAS
+from tunecli.config.stage import STAGE_SCHEMAS, PPOConfig
 from tunecli.config.store import SCHEMAS
 from tunecli.config.yaml_file import KeyPath, YamlFile
 
@@ -247,6 +247,8 @@ def _typed(config: DictConfig | ListConfig) -> RunConfig:
     data.validation = shipped_asset(data.validation) if data.validation is not None else None
     for source in data.mix:
         source.path = shipped_asset(source.path)
+    if isinstance(result.stage, PPOConfig) and result.stage.value_path is not None:
+        result.stage.value_path = shipped_asset(result.stage.value_path)
     for reward in result.reward.values():
         if isinstance(reward, RewardModelConfig):
             reward.path = shipped_asset(reward.path)

@@ -5,11 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields
+from enum import Enum
+from pathlib import Path
 from typing import Any
 
+from tunecli.config.data_files import is_local
 from tunecli.config.errors import Problem
+from tunecli.config.model import Quantization
+from tunecli.config.model_path import is_folder_name
 from tunecli.config.run import RunConfig
-from tunecli.config.stage import Advantage, KLController, KLEstimator, KLPlace, PPOConfig
+from tunecli.config.stage import (
+    Advantage,
+    KLController,
+    KLEstimator,
+    KLPlace,
+    PolicyModel,
+    PPOConfig,
+    ValueFunction,
+)
+from tunecli.config.virtual import virtual_ids
 
 ABOVE_0 = (
     *("rollout_batch_size", "num_samples", "num_ppo_epochs", "max_new_tokens", "temperature", "top_p", "kl_target"),
@@ -18,8 +32,8 @@ ABOVE_0 = (
 NOT_BELOW_0 = ("min_new_tokens", "top_k", "kl_coef", "missing_eos_penalty", "vf_coef", "entropy_coef")
 SHARES = ("gamma", "lam", "top_p")
 """At most 1."""
-OF_VALUES = ("gamma", "lam", "value_clip_range", "vf_coef", "value_learning_rate")
-"""Idle where there is no value head."""
+OF_VALUES = ("gamma", "lam", "value_clip_range", "vf_coef", "value", "value_path", "value_learning_rate")
+"""Idle where there are no values."""
 OF_CONTROLLER = ("kl_target", "kl_horizon")
 RIGHT_ANSWERS = ("exact_match", "rouge", "bleu", "chrf", "choices", "prompts")
 
@@ -30,6 +44,7 @@ def ppo_problems(config: RunConfig) -> Iterator[Problem]:
     yield from _numbers(config.stage)
     yield from _units(config, config.stage)
     yield from _idle(config.stage)
+    yield from _value_model(config, config.stage)
     yield from _data(config)
     yield from _dropout(config)
 
@@ -70,9 +85,10 @@ def _units(config: RunConfig, stage: PPOConfig) -> Iterator[Problem]:
 def _idle(stage: PPOConfig) -> Iterator[Problem]:
     given = [name for name in (*OF_VALUES, *OF_CONTROLLER) if getattr(stage, name) != _default(name)]
     for name in given:
-        default = "null" if _default(name) is None else _default(name)
+        default = _default(name)
+        default = "null" if default is None else default.value if isinstance(default, Enum) else default
         if name in OF_VALUES and stage.advantage is not Advantage.gae:
-            what = f"does nothing with advantage={stage.advantage.value}, which has no value head"
+            what = f"does nothing with advantage={stage.advantage.value}, which has no values"
             yield Problem(f"stage.{name}", what, f"stage.{name}={default}, or stage.advantage=gae")
         if name in OF_CONTROLLER and stage.kl_controller is KLController.fixed:
             what = "does nothing with kl_controller=fixed"
@@ -82,6 +98,35 @@ def _idle(stage: PPOConfig) -> Iterator[Problem]:
         yield Problem("stage.kl_estimator", what, "stage.kl_estimator=k3, or stage.kl_in=reward")
     if stage.kl_controller is KLController.adaptive and stage.kl_coef == 0:
         yield Problem("stage.kl_coef", "is 0, which the controller can only multiply", "stage.kl_coef=0.05")
+
+
+def _value_model(config: RunConfig, stage: PPOConfig) -> Iterator[Problem]:
+    path = stage.value_path
+    if stage.advantage is not Advantage.gae:
+        return
+    if stage.value is ValueFunction.head:
+        if path is not None:
+            yield Problem("stage.value_path", "does nothing with value=head", "stage.value=model")
+        return
+    if path is not None and _is_missing(path):
+        yield Problem("stage.value_path", f"{path} does not exist", "PATH of what exists, or stage.value_path=null")
+    if path is None and config.model.quantization is not Quantization.none:
+        what = f"stands for {config.model.path}, which is trained in full as a value model and cannot be quantised"
+        yield Problem("stage.value_path", what, "PATH of a run of stage=reward with adapters, or stage.value=head")
+    if stage.language_model is PolicyModel.seq2seq_lm:
+        what = "a value model reads what a decoder reads, and this policy is an encoder-decoder"
+        yield Problem("stage.value", what, "stage.value=head")
+    if config.model.device_map is not None:
+        what = "a value model lies on one device, and model.device_map spreads the policy"
+        yield Problem("stage.value", what, "stage.value=head, or model.device_map=null")
+    if named := ", ".join(virtual_ids(config.peft)):
+        what = f"a value model reads the policy's tokens, and those of {named} mean nothing to it"
+        yield Problem("stage.value", what, "stage.value=head, or another peft")
+
+
+def _is_missing(path: str) -> bool:
+    named = is_local(path) or (not path.startswith("builtin:") and is_folder_name(path))
+    return named and not Path(path).expanduser().exists()
 
 
 def _dropout(config: RunConfig) -> Iterator[Problem]:

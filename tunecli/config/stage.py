@@ -240,6 +240,15 @@ class Advantage(Enum):
     """all answers to the same prompt, in units of their deviation"""
 
 
+class ValueFunction(Enum):
+    """What says how much an answer is expected to be worth."""
+
+    head = "head"
+    """a linear head on the policy's own last states"""
+    model = "model"
+    """a model apart from the policy"""
+
+
 class KLPlace(Enum):
     reward = "reward"
     """taken off the reward of each token"""
@@ -290,7 +299,7 @@ class PPOConfig(StageConfig):
     top_p: float = 1.0
     """Draw from the fewest most likely tokens that have this much probability together."""
     stop_tokens: list[str] = field(default_factory=list)
-    """Texts of single tokens that end an answer, besides the end-of-text tokens."""
+    """Texts that end an answer, besides the end-of-text tokens; each is one token of the tokenizer."""
     kl_coef: float = 0.05
     """What a nat away from the reference costs."""
     kl_estimator: KLEstimator = KLEstimator.k1
@@ -313,8 +322,14 @@ class PPOConfig(StageConfig):
     value_clip_range: float = 0.2
     vf_coef: float = 0.1
     entropy_coef: float = 0.0
+    value: ValueFunction = ValueFunction.head
+    """A head on the policy, or a model of its own with a head for one number, trained beside the policy."""
+    value_path: str | None = None
+    """With `value: model`: what it starts from, which must have the policy's vocabulary. A run directory (of
+    `stage=reward`, say): what that run trained is trained on. A model folder, Hub id or builtin model: trained in
+    full. Empty: `model.path`, in full."""
     value_learning_rate: float | None = None
-    """Of the value head; empty: `train.learning_rate`."""
+    """Of the value head or model; empty: `train.learning_rate`."""
     early_stop_kl: float | None = None
     """Draw new answers as soon as a step was so far, in nats per token, from the policy that drew those at hand."""
 

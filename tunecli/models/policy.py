@@ -49,6 +49,8 @@ class Detail:
     """of the distributions that the tokens are drawn from"""
     entropy_gradient: bool = False
     """whether entropies have gradients, which costs a second pass over a frozen head"""
+    values: bool = True
+    """whether values are asked for, where there is something that gives them"""
 
 
 class Details(NamedTuple):
@@ -57,7 +59,7 @@ class Details(NamedTuple):
     entropies: Tensor
     """[trained] fp32, in nats"""
     values: Tensor | None
-    """[trained] fp32: what is expected before each token is drawn; None: there is no value head"""
+    """[trained] fp32: what is expected before each token is drawn; None: nobody says, or nobody asked"""
 
 
 class Policy(nn.Module):
@@ -74,6 +76,9 @@ class Policy(nn.Module):
         """Sequences of packed rows may go on from others; `shared_beginning` finds out whether that is exact."""
         self.value_head: nn.Linear | None = None
         """[hidden] -> [1], fp32; see `add_value_head`"""
+        self.value_model: nn.Module | None = None
+        """A `ValueModel` that reads the same batches, in place of a value head; in here for DDP to see it. It too is
+        trained and saved with checkpoints, and is no part of what is saved as the result."""
 
     def forward(self, batch: Batch, detail: Detail | None = None) -> Tensor | Details:
         """[trained] fp32 log-probabilities of `batch.targets`; with `detail` entropies and values too."""
@@ -91,13 +96,21 @@ class Policy(nn.Module):
         if self.head is Head.chunked:
             hidden = self.lm.get_decoder()(**model_inputs(batch)).last_hidden_state.flatten(0, 1)[batch.kept]
             head = self.lm.get_output_embeddings()
-            return Details(*head_statistics(head, hidden, batch.targets, detail), values_of(self.value_head, hidden))
+            return Details(*head_statistics(head, hidden, batch.targets, detail), self._values(batch, hidden, detail))
         width = batch.input_ids.shape[1]
         columns, column_index = torch.unique(batch.kept % width, return_inverse=True)
         found = self.lm(**model_inputs(batch), logits_to_keep=columns, output_hidden_states=True)
         logits = found.logits[batch.kept // width, column_index]
         hidden = found.hidden_states[-1].flatten(0, 1)[batch.kept]
-        return Details(*statistics(logits, batch.targets, detail), values_of(self.value_head, hidden))
+        return Details(*statistics(logits, batch.targets, detail), self._values(batch, hidden, detail))
+
+    def _values(self, batch: Batch, hidden: Tensor, detail: Detail) -> Tensor | None:
+        """[trained] fp32, given the policy's own states `hidden` [trained, width]"""
+        if not detail.values:
+            return None
+        if self.value_model is not None:
+            return self.value_model(batch)
+        return None if self.value_head is None else values_of(self.value_head, hidden)
 
     def _logprobs_of_logits(self, batch: Batch) -> Tensor:
         """Logits of the columns in which some row has a trained token, then those of the trained tokens."""
@@ -130,10 +143,8 @@ def statistics(logits: Tensor, targets: Tensor, detail: Detail) -> tuple[Tensor,
     return token_logprobs(logits, targets), entropies(logits)
 
 
-def values_of(head: nn.Linear | None, hidden: Tensor) -> Tensor | None:
+def values_of(head: nn.Module, hidden: Tensor) -> Tensor:
     """[tokens] fp32, whatever `hidden` [tokens, width] is in."""
-    if head is None:
-        return None
     with torch.autocast(hidden.device.type, enabled=False):
         return head(hidden.float())[:, 0]
 

@@ -6,8 +6,10 @@ Two short random sequences go through the model alone, in its stock attention; t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -19,8 +21,9 @@ from tunecli.config.stage import Task
 from tunecli.engine.batch import Batch
 from tunecli.models.classifier import Classifier
 from tunecli.models.masked import MaskedLM, heads
-from tunecli.models.policy import Head, Policy, use_packed_attention
+from tunecli.models.policy import Head, Policy, use_packed_attention, values_of
 from tunecli.models.seq2seq_policy import Seq2SeqPolicy, shifted
+from tunecli.models.value_model import ValueModel
 from tunecli.ops.logprobs import token_logprobs
 
 LENGTHS = (7, 12)
@@ -29,6 +32,8 @@ TARGET_LENGTHS = (5, 9)
 EXACT = 1e-5
 """A mean difference of log-probabilities below this is rounding, whatever a leak would do."""
 SHARE_OF_LEAK = 0.1
+_HALF_AND_WHOLE = [torch.tensor([length // 2, length - 1]) for length in LENGTHS]
+"""Positions of each sequence whose values are compared: a model that looks ahead differs at the first."""
 
 # Configuration fields that change logits after the output embedding. On random weights their effect can drown.
 LOGIT_FIELDS = (
@@ -42,6 +47,7 @@ LOGIT_FIELDS = (
 
 LanguageModel = Policy | Seq2SeqPolicy
 Wrapped = LanguageModel | Classifier | MaskedLM
+Way = TypeVar("Way", bound=Wrapped | ValueModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,32 +68,56 @@ def choose_policy(lm: PreTrainedModel, attention: Attention, task: Task = Task.c
     training = lm.training
     lm.eval()
     if task is Task.seq2seq_lm:
-        policy = _seq2seq(lm, attention)
-        lm.train(training)
-        return Verdict(policy, "")
+        verdict = Verdict(_seq2seq(lm, attention), "")
+    else:
+        ways = _classifiers if task.has_labels else _masked_lms if task is Task.masked_lm else _policies
+        verdict = Verdict(*_fastest(lm, attention, partial(ways, lm, task), *_reference(lm, task)))
+    lm.train(training)
+    return verdict
+
+
+@torch.no_grad()
+def choose_value_model(lm: PreTrainedModel, attention: Attention) -> ValueModel:
+    """Wrap a classifier with one logit, whose head `score` is fp32, in the fastest `ValueModel` that says of the
+    beginning of a text what it would say without the rest.
+
+    Raises:
+        UserError: `model.attention=packed` was asked for and is not exact, or no way is: it looks ahead, say.
+    """
+    training = lm.training
+    lm.eval()
+    found, _ = _fastest(lm, attention, partial(_value_models, lm), *_reference_values(lm))
+    lm.train(training)
+    return found
+
+
+def _fastest(
+    lm: PreTrainedModel,
+    attention: Attention,
+    ways: Callable[..., Iterator[Way]],
+    alone: Tensor,
+    batches: list[Tensor],
+) -> tuple[Way, str]:
+    """The first of the `ways` that is exact, packed ones before padded ones; and a note for the user."""
     stock = lm.config._attn_implementation
-    ways = _classifiers if task.has_labels else _masked_lms if task is Task.masked_lm else _policies
-    alone, batches = _reference(lm, task)
     failure = ""
     if attention is not Attention.padded:
-        policy, failure = _first_exact(ways(lm, task, packed=True), batches, alone)
+        policy, failure = _first_exact(ways(packed=True), batches, alone)
         if policy is not None:
-            lm.train(training)
-            return Verdict(policy, "")
+            return policy, ""
         if attention is Attention.packed:
             raise UserError(
                 f"packed rows are not exact: {failure}", where="model.attention", fix="model.attention=auto"
             )
         lm.set_attn_implementation(stock)
-    policy, padded_failure = _first_exact(ways(lm, task, packed=False), batches, alone)
-    lm.train(training)
+    policy, padded_failure = _first_exact(ways(packed=False), batches, alone)
     if policy is None:
         raise UserError(
             f"{type(lm).__name__} gives other outputs in a batch than alone: {padded_failure}",
             where="model.path",
             fix="this model cannot be trained here; please report it",
         )
-    return Verdict(policy, f"padding-free rows are off, batches are padded by length: {failure or 'as asked'}")
+    return policy, f"padding-free rows are off, batches are padded by length: {failure or 'as asked'}"
 
 
 def _seq2seq(lm: PreTrainedModel, attention: Attention) -> Seq2SeqPolicy:
@@ -181,6 +211,12 @@ def _masked_lms(lm: PreTrainedModel, task: Task, *, packed: bool) -> Iterator[Ma
             yield MaskedLM(lm, packed=True, head=head, first_position=lm.config.pad_token_id + 1)
 
 
+def _value_models(lm: PreTrainedModel, *, packed: bool) -> Iterator[ValueModel]:
+    if packed:
+        use_packed_attention(lm)
+    yield ValueModel(lm, packed=packed)
+
+
 def _heads(lm: PreTrainedModel) -> list[Head]:
     text = lm.config.get_text_config()
     scaled = any(getattr(text, name, None) not in (None, 1, 1.0) for name in LOGIT_FIELDS)
@@ -205,6 +241,17 @@ def _reference(lm: PreTrainedModel, task: Task) -> tuple[Tensor, list[Tensor]]:
     return torch.cat(alone), sequences
 
 
+def _reference_values(lm: PreTrainedModel) -> tuple[Tensor, list[Tensor]]:
+    """Values of the first half and of the whole of each of two sequences, each alone; and the sequences."""
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = lm.get_input_embeddings().weight.shape[0]
+    sequences = [torch.randint(vocabulary, (length,), generator=generator).to(lm.device) for length in LENGTHS]
+    sequences = [_with_end(ids, lm.config) for ids in sequences]
+    texts = [ids[: int(last) + 1] for ids, places in zip(sequences, _HALF_AND_WHOLE, strict=True) for last in places]
+    states = [lm.base_model(input_ids=ids[None], use_cache=False).last_hidden_state[0, -1:] for ids in texts]
+    return torch.cat([values_of(lm.score, each) for each in states]), sequences
+
+
 def _with_end(ids: Tensor, config: PretrainedConfig) -> Tensor:
     """`ids` without padding and end-of-text tokens, but one at the end where encoder-decoders look for it."""
     end = config.eos_token_id[0] if isinstance(config.eos_token_id, list) else config.eos_token_id
@@ -214,7 +261,7 @@ def _with_end(ids: Tensor, config: PretrainedConfig) -> Tensor:
     return torch.cat([ids[:-1], ids.new_tensor([end])]) if config.is_encoder_decoder else ids
 
 
-def _first_exact(policies: Iterator[Wrapped], sequences: list[Tensor], alone: Tensor) -> tuple[Wrapped | None, str]:
+def _first_exact(policies: Iterator[Way], sequences: list[Tensor], alone: Tensor) -> tuple[Way | None, str]:
     failure = ""
     try:
         for policy in policies:
@@ -227,7 +274,7 @@ def _first_exact(policies: Iterator[Wrapped], sequences: list[Tensor], alone: Te
     return None, failure
 
 
-def _errors(policy: Wrapped, sequences: list[Tensor], alone: Tensor) -> tuple[float, float]:
+def _errors(policy: Wrapped | ValueModel, sequences: list[Tensor], alone: Tensor) -> tuple[float, float]:
     """Mean difference from `alone`, and what it would be if the second sequence saw the first."""
     kept = _kept(policy)
     batch = _pack(sequences, kept) if policy.packed else _pad(sequences, kept, policy.lm.config.pad_token_id or 0)
@@ -235,7 +282,7 @@ def _errors(policy: Wrapped, sequences: list[Tensor], alone: Tensor) -> tuple[fl
     if policy.packed:
         assert batch.cu_seq_lens is not None
         joined = replace(batch, cu_seq_lens=batch.cu_seq_lens[[0, -1]])
-    elif isinstance(policy, Policy):
+    elif isinstance(policy, Policy | ValueModel):
         joined = replace(batch, position_ids=batch.position_ids + 1)
     else:  # it counts positions itself
         joined = replace(batch, input_ids=batch.input_ids.roll(1, 1))
@@ -243,8 +290,10 @@ def _errors(policy: Wrapped, sequences: list[Tensor], alone: Tensor) -> tuple[fl
     return error, leak
 
 
-def _kept(policy: Wrapped) -> list[Tensor]:
+def _kept(policy: Wrapped | ValueModel) -> list[Tensor]:
     """The positions of each sequence whose outputs are compared."""
+    if isinstance(policy, ValueModel):
+        return _HALF_AND_WHOLE
     if not isinstance(policy, Classifier):
         return [torch.arange(length - 1) for length in LENGTHS]
     if policy.whole:

@@ -46,11 +46,14 @@ class Seq2SeqPolicy(nn.Module):
         if self.head is Head.chunked:
             states = decoder_states(self.lm, batch).flatten(0, 1)[batch.kept]
             found = head_statistics(self.lm.get_output_embeddings(), states, batch.targets, detail)
-            return Details(*found, values_of(self.value_head, states))
+            return Details(*found, self._values(states, detail))
         written = self.lm(**_encoder_inputs(batch), **_decoder_inputs(batch), output_hidden_states=True)
         states = written.decoder_hidden_states[-1].flatten(0, 1)[batch.kept]
         logits = written.logits.flatten(0, 1)[batch.kept]
-        return Details(*statistics(logits, batch.targets, detail), values_of(self.value_head, states))
+        return Details(*statistics(logits, batch.targets, detail), self._values(states, detail))
+
+    def _values(self, states: Tensor, detail: Detail) -> Tensor | None:
+        return values_of(self.value_head, states) if self.value_head is not None and detail.values else None
 
 
 def decoder_states(lm: PreTrainedModel, batch: Batch) -> Tensor:

@@ -17,12 +17,15 @@ Followed:
 - Scores may be whitened or normalised over the run, clipped, and lowered where no end-of-text token came. What comes
   after a stop token never exists here: nothing is cut off behind one.
 - The score is read at the last token of the answer by the reward model's own tokenizer and template.
+- With `value: model` the value function is a model of its own that starts as the reward model or another decoder
+  (Stiennon et al., Ouyang et al.), with a head for one number; a head that is new says 0 of everything at first.
 - Answers are shuffled anew in each epoch; the learning rate falls linearly or as `train.lr_scheduler` says; AdamW's
   epsilon is `train.adam_epsilon` (the paper's is 1e-5).
 
 Not followed:
-- The value function is a linear head on the policy's own last states, in fp32 and 0 at first, instead of a second
-  model that starts as the reward model (Stiennon et al.); so it shares the policy's layers, as in Ziegler et al.
+- By default the value function is a linear head on the policy's own last states, in fp32 and 0 at first; so it shares
+  the policy's layers, as in Ziegler et al. Of a value model that starts from a run with adapters these and the head
+  are trained, not all of it. It reads the tokens that the policy reads, prompt template included.
 - Rewards are not whitened (scores are); scores have no bias from the references' answers taken off them (`whiten`
   does as much).
 - No rejection of answers without an end: they are penalised. No loss on pretraining data (PPO-ptx of Ouyang et al.).
@@ -42,7 +45,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -50,6 +53,7 @@ import torch
 from torch import Tensor, nn
 
 from tunecli.config.stage import Advantage, KLController, KLPlace, PPOConfig, ScoreScaling
+from tunecli.data.stop_tokens import stop_token_ids
 from tunecli.data.text_encoder import TextEncoder
 from tunecli.engine.batch import Batch
 from tunecli.engine.distributed import sum_over_ranks
@@ -290,12 +294,11 @@ class PPO:
             sums = sum_over_ranks(self.setting.accelerator, sums)
             self.stopped = sums["moved"] > self.config.early_stop_kl * sums["tokens"]
 
-    def _roller(self, model: nn.Module) -> Roller:
+    def _roller(self, model: nn.Module, *, values: bool = True) -> Roller:
         setting, config = self.setting, self.config
         assert setting.reference is not None and setting.scorer is not None
         tokenizer = setting.evaluator.tokenizer
         lm = setting.accelerator.unwrap_model(model).lm
-        more = tokenizer.convert_tokens_to_ids(config.stop_tokens) if config.stop_tokens else []
         return Roller(
             tokenizer=tokenizer,
             accelerator=setting.accelerator,
@@ -306,11 +309,11 @@ class PPO:
                 temperature=config.temperature,
                 top_k=config.top_k,
                 top_p=config.top_p,
-                stop_ids=(*stop_ids(lm, tokenizer.eos_token_id), *more),
+                stop_ids=(*stop_ids(lm, tokenizer.eos_token_id), *stop_token_ids(config.stop_tokens, tokenizer)),
             ),
             reference=setting.reference,
             scorer=setting.scorer,
-            detail=self._detail,
+            detail=replace(self._detail, values=values),
         )
 
     # Evaluation.
@@ -319,7 +322,7 @@ class PPO:
         setting = self.setting
         if setting.validation is None:
             return Evaluation()
-        number, roller = len(setting.validation), self._roller(model)
+        number, roller = len(setting.validation), self._roller(model, values=False)
         size = TOGETHER * setting.accelerator.num_processes
         facts: dict[str, float] = {}
         samples: list[dict[str, str]] = []

@@ -169,9 +169,16 @@ class Roller:
         started = time.perf_counter()
         batches = [batch for step in steps for batch in microbatches(episodes, step, self.batching)]
         with torch.no_grad():
-            found = {row: values for batch in batches for row, *values in self._details(model, episodes, batch)}
+            found = {
+                row: values
+                for batch in batches
+                for row, *values in self._details(model, episodes, batch, self.detail)
+            }
+            only = replace(self.detail, values=False)
             with self.reference.on():
-                reference = {row: one for batch in batches for row, one, _ in self._details(model, episodes, batch)}
+                reference = {
+                    row: one for batch in batches for row, one, _ in self._details(model, episodes, batch, only)
+                }
         own = [(row, logprobs, reference[row], values) for row, (logprobs, values) in found.items()]
         everyone = sorted(self._gathered(own), key=lambda each: each[0])
         _, episodes.logprobs, episodes.reference, values = map(list, zip(*everyone, strict=True))
@@ -183,10 +190,10 @@ class Roller:
         return [_with_tokens(batch, episodes) for batch in microbatches(episodes, indices, self.batching)]
 
     def _details(
-        self, model: nn.Module, episodes: Episodes, batch: Batch
+        self, model: nn.Module, episodes: Episodes, batch: Batch, detail: Detail
     ) -> Iterator[tuple[int, list[float], list[float]]]:
         """Index, log-probabilities and values of each answer in a micro-batch."""
-        found = model(batch.to(self.accelerator.device), self.detail)
+        found = model(batch.to(self.accelerator.device), detail)
         if not batch.rows:  # a filler's work is for nothing, but every rank has as many forwards
             return
         lengths = [len(episodes.answers[row]) for row in batch.rows]
