@@ -60,7 +60,8 @@ def test_every_key_that_is_offered_exists():
     sections = ["", "model.", "data.", "train.", "launch.", "stage.", "peft.lora."]
     keys = [key for section in sections for key in candidates(["check", "recipe=x", section]) if key.endswith("=")]
     assert len(keys) > 40
-    recipes = ["smoke_sft_lora", *(f"smoke_{stage}" for stage in STAGE_SCHEMAS if stage != "sft")]
+    others = {"sft": "smoke_sft_lora", "preference": "smoke_dpo"}
+    recipes = [others.get(stage, f"smoke_{stage}") for stage in STAGE_SCHEMAS]
     configs = [compose_run(recipe, []).config for recipe in recipes]
     for key in keys:
         assert any(has(config, key[:-1]) for config in configs), key
