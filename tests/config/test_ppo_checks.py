@@ -42,7 +42,7 @@ def test_a_recipe_with_a_reward_model_says_how_to_make_one(recipe: str) -> None:
         ("stage.kl_in=loss", "stage.kl_estimator"),
         ("peft.lora.lora_dropout=0.1", "peft.lora.lora_dropout"),
         ("evaluation.exact_match=3", "evaluation.exact_match"),
-        ("train.best_metric=eval/loss", "train.best_metric"),
+        ("train.best_metric=eval/accuracy", "train.best_metric"),
         ("reward.rules.weight=0", "reward.rules.weight"),
         ("reward.rules.length=5", "reward.rules.length"),
         ("reward.rules.pattern='['", "reward.rules.pattern"),
