@@ -11,6 +11,7 @@ from training import trained_run
 from tests.scoring.test_scoring import logged
 from tunecli.config.errors import UserError
 from tunecli.scoring import predicting, score
+from tunecli.scoring.page import write_page
 
 SHORT = ("train.max_steps=3", "train.eval_every=3", "train.save_every=3", "evaluation.max_new_tokens=6")
 RUNS = {"dpo": ("smoke_dpo",), "kto": ("smoke_kto",), "simpo": ("smoke_dpo", "stage.loss=simpo", "peft=full")}
@@ -23,8 +24,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_the_numbers_are_those_that_training_logged(runs, name: str) -> None:
+def test_the_numbers_are_those_that_training_logged(runs, name: str, tmp_path: Path) -> None:
     scores = score(str(runs[name]))
+    write_page(scores, tmp_path / "page.html")
+    assert "rewards/" in (tmp_path / "page.html").read_text()
     found = {name: metric.value for name, metric in scores.metrics.items()}
     known = logged(runs[name])
     assert known and set(found) == set(known)

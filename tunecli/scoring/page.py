@@ -201,6 +201,8 @@ def _mistakes(records: Sequence[Record], kind: Kind) -> list[Mistake]:
             )
             for each in wrong[:MISTAKES]
         ]
+    if kind is Kind.preference:
+        return []  # its answers are compared with one another, not with a right one
     wrong = [record for record in records if "predicted" in record and record["predicted"] != record["expected"]]
     return [
         Mistake(_where(each), _shortened(each["prompt"], None), each["expected"], each["predicted"] or "nothing", "")
