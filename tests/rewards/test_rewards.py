@@ -59,7 +59,16 @@ def test_rewards_add_up_by_their_weights(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert rewards([], [], []).total == []
 
 
-@pytest.mark.parametrize(("body", "said"), [("[1]", "2 answers"), ("[1, float('nan')]", "nan"), ("1 / 0", "fails")])
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("[1]", "2 answers"),
+        ("[1, float('nan')]", "nan"),
+        ("1 / 0", "(?s)fails: ZeroDivisionError.*line 2"),
+        ("None", "gives None"),
+        ("['good', 'bad']", "gives .'good"),
+    ],
+)
 def test_a_function_that_gives_something_else_is_told(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, body: str, said: str
 ) -> None:

@@ -22,9 +22,18 @@ def build(name: str, config: RewardEntry) -> Callable[[list[Any], list[str], lis
 
     def scores(prompts: list[Any], completions: list[str], columns: list[dict[str, Any]]) -> list[float]:
         try:
-            return [float(score) for score in function(prompts, completions, columns)]
+            found = function(prompts, completions, columns)
         except Exception as error:
             line = traceback.format_exception_only(error)[-1].strip()
-            raise UserError(f"{config.custom} fails: {line}", where=where, fix="mend the function") from error
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            fix = (
+                f"mend {last.filename}, line {last.lineno}; it is given lists: prompts, completions, dicts of columns"
+            )
+            raise UserError(f"{config.custom} fails: {line}", where=where, fix=fix) from error
+        try:
+            return [float(score) for score in found]
+        except (TypeError, ValueError):
+            fix = "one number for each answer, in their order"
+            raise UserError(f"{config.custom} gives {found!r:.60}", where=where, fix=fix) from None
 
     return scores
