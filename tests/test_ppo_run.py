@@ -171,3 +171,8 @@ def test_a_value_model_has_its_own_learning_rate_and_nothing_of_the_policys_meth
     assert {factors.get(name, 1.0) for name in trained.keys() - own} == {1.0, 8.0}
     (hook,) = pull_hooks(config, policy, build_optimizer(policy, config.train, factors))
     assert set(hook.starts) == {trained[name] for name in trained.keys() - own}
+
+
+def test_a_policy_has_positions_for_its_longest_answer() -> None:
+    said = refusal("model=tiny_gpt2", "stage.max_new_tokens=5000")
+    assert said.startswith("stage.max_new_tokens: ") and "positions, and prompts with answers are up to" in said

@@ -142,3 +142,15 @@ def test_what_a_reward_model_says_of_itself_is_checked_before_its_weights(sentim
     with pytest.raises(UserError, match="no classifier"):
         check("it", RewardModelConfig(path=str(materialize("tiny_llama"))), chats=True)
     check("it", RewardModelConfig(path=str(reward_run)), chats=True)
+
+
+def test_an_answer_longer_than_the_classifier_reads_loses_its_start(tmp_path: Path) -> None:
+    """A BERT has a vector for each of 512 places, and reward models read 1024 tokens unless told."""
+    folder = materialize("tiny_bert")
+    config = BertConfig.from_pretrained(folder, num_labels=1)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
+    rewards = build_rewards({"long": RewardModelConfig(path=str(tmp_path), reads=Reads.completion)})
+    long = "good film " * 600
+    found = rewards(["", ""], [long, "start " + long], [{}, {}]).total
+    assert found[0] == found[1]

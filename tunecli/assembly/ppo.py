@@ -12,7 +12,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from tunecli.assembly.data import Data
 from tunecli.assembly.rewards import check_rewards
 from tunecli.config.errors import UserError
-from tunecli.config.model import Attention
+from tunecli.config.model import Attention, ModelConfig
 from tunecli.config.paths import display as typed
 from tunecli.config.run import RunConfig
 from tunecli.config.stage import PPOConfig, ProblemType, Task, ValueFunction
@@ -34,18 +34,20 @@ WHAT_IT_MAY_BE = "a run of stage=reward on the policy's base model, a decoder, o
 
 
 def check_ppo(config: RunConfig, data: Data) -> None:
-    """Raises UserError: what `check_rewards` does; a stop token is none; or the value model reads other tokens than
-    the policy, has no value for each token, or too few positions."""
+    """Raises UserError: what `check_rewards` does; a stop token is none; policy or value model have too few
+    positions; or the value model reads other tokens than the policy, or has no value for each token."""
     stage = config.stage
     if not isinstance(stage, PPOConfig):
         return
     check_rewards(config, data)
     stop_token_ids(stage.stop_tokens, data.tokenizer)
+    if stage.task is Task.causal_lm:  # an encoder-decoder reads a prompt and writes an answer at places of their own
+        _check_positions(data, stage, config.model, "stage.max_new_tokens")
     if stage.value is ValueFunction.model:
         source = _source(config, stage)
         _check_kind(config, source)
         _check_vocabulary(source, data.tokenizer)
-        _check_positions(data, stage, source)
+        _check_positions(data, stage, source.base, WHERE)
 
 
 def build_value_model(
@@ -145,13 +147,13 @@ def _check_vocabulary(source: Source, tokenizer: PreTrainedTokenizerBase) -> Non
         )
 
 
-def _check_positions(data: Data, stage: PPOConfig, source: Source) -> None:
+def _check_positions(data: Data, stage: PPOConfig, model: ModelConfig, where: str) -> None:
     """Raises UserError: it cannot read the longest prompt with the longest answer. How long prompts that stream are,
     nobody knows yet."""
-    most = num_positions(source.base)
+    most = num_positions(model)
     known = [side for side in (data.train, data.validation) if side is not None and len(side)]
     longest = max((int(max(side.lengths)) for side in known), default=0)
     if most is not None and most < longest + stage.max_new_tokens:
-        what = f"{source.path} has {most} positions, and prompts with answers are up to "
+        what = f"{model.path} has {most} positions, and prompts with answers are up to "
         what += f"{longest + stage.max_new_tokens} tokens long"
-        raise UserError(what, where=WHERE, fix=f"data.max_length={max(most - stage.max_new_tokens, 1)}")
+        raise UserError(what, where=where, fix=f"data.max_length={max(most - stage.max_new_tokens, 1)}")

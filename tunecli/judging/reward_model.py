@@ -38,6 +38,7 @@ from tunecli.judging.next_tokens import Wanted, batches
 from tunecli.judging.questions import Answered, Compared, digest
 from tunecli.models.classifier import Classifier
 from tunecli.models.load import Head
+from tunecli.models.positions import readable
 from tunecli.models.self_test import choose_policy
 from tunecli.peft_methods.loading import base_task, head_of, load_base, require_one, stored_config, tokenizer_of
 from tunecli.peft_methods.saving import load_adapters
@@ -122,7 +123,7 @@ class RewardModelJudge:
             task=Task.sequence_classification,
             rows=Rows.judged,
             problem_type=ProblemType.regression,
-            max_length=self.config.max_length,
+            max_length=readable(self.config.max_length, self.source.base),
             overlong=Overlong.truncate,
             truncation_side=Side.left,
             **places_in_saved(self.source.adapters, self._tokenizer),

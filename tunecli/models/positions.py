@@ -22,3 +22,9 @@ def num_positions(config: ModelConfig) -> int | None:
     if not isinstance(found, int) or found <= 0:
         return None
     return found - (text.pad_token_id + 1 if text.model_type in COUNT_FROM_PADDING else 0)
+
+
+def readable(length: int, config: ModelConfig) -> int:
+    """`length`, or as much of it as the model has positions for."""
+    most = num_positions(config)
+    return length if most is None else min(length, most)

@@ -29,6 +29,7 @@ from tunecli.data.tokenize import tokenize_many
 from tunecli.data.tokens import Encoding
 from tunecli.models.classifier import Classifier
 from tunecli.models.policy import ONEDNN_MULTIPLE
+from tunecli.models.positions import readable
 from tunecli.models.self_test import choose_policy
 from tunecli.peft_methods.injection import leave_casts_to_autocast
 from tunecli.peft_methods.loading import dtype_of, load_base, require_one, stored_config, tokenizer_of
@@ -208,7 +209,7 @@ def _encoding(config: RewardModelConfig, source: Source, tokenizer: PreTrainedTo
         task=Task.sequence_classification,
         rows=Rows.judged if config.reads is Reads.conversation else None,
         problem_type=ProblemType.regression,
-        max_length=config.max_length,
+        max_length=readable(config.max_length, source.base),
         overlong=Overlong.truncate,
         truncation_side=Side.left,
         **places_in_saved(source.adapters, tokenizer),

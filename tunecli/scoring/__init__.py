@@ -145,9 +145,14 @@ def choose_base(run: RunConfig, words: Sequence[str]) -> tuple[Subject, Scored]:
 
 
 def _chosen(subject: Subject, overrides: list[str]) -> tuple[Subject, Scored]:
-    chosen = scored(subject.config, overrides, allowed_for(subject))
-    chosen = replace(chosen, config=within_positions(chosen.config)[0])
+    chosen = chosen_data(subject, overrides)
     return asked_as(subject, chosen.config), chosen
+
+
+def chosen_data(subject: Subject, overrides: list[str]) -> Scored:
+    """Which rows, read no further than the model has positions."""
+    chosen = scored(subject.config, overrides, allowed_for(subject))
+    return replace(chosen, config=within_positions(chosen.config)[0])
 
 
 def allowed_for(subject: Subject) -> tuple[str, ...]:

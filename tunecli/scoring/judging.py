@@ -12,7 +12,6 @@ import numpy as np
 from tunecli.assembly.data import Data
 from tunecli.assembly.readers import batching_of
 from tunecli.config.errors import UserError
-from tunecli.config.scored import scored
 from tunecli.config.stage import ClassifyConfig, RewardConfig, ScoreConfig, Task
 from tunecli.data.batching import Examples
 from tunecli.data.encode import RowEncoder
@@ -23,7 +22,7 @@ from tunecli.data.templates import apply_chat_template_choice
 from tunecli.evaluation import metrics
 from tunecli.evaluation.predictions import predict
 from tunecli.evaluation.records import Record, lead, of_judged
-from tunecli.scoring import Session, allowed_for, open_session, split_stage
+from tunecli.scoring import Session, chosen_data, open_session, split_stage
 from tunecli.scoring import rows as data_rows
 from tunecli.scoring.subject import Subject, find_subject
 
@@ -82,7 +81,7 @@ def score_rows(
     config = subject.config
     if any(word.startswith(NAMES_DATA) for word in overrides):  # another file may have other columns
         config = replace(config, data=replace(config.data, format="auto", columns={}))
-    chosen = scored(config, overrides, allowed_for(subject))
+    chosen = chosen_data(replace(subject, config=config), overrides)
     subject = replace(subject, config=chosen.config)
     rows = data_rows.read(subject, chosen, with_training=False, show_progress=show_progress)
     session = open_session(subject, chosen.config)
@@ -104,7 +103,7 @@ class Asked:
         """
         subject, overrides = find_judge(path, words)
         words = ["data.path=builtin:smoke_pairs", *overrides]  # of which nothing is read
-        chosen = scored(_without_data(subject).config, words, allowed_for(subject))
+        chosen = chosen_data(_without_data(subject), words)
         self.subject = replace(subject, config=chosen.config)
         apply_chat_template_choice(subject.tokenizer, chosen.config.data.chat_template)
         self.raw = raw or not subject.tokenizer.chat_template
